@@ -1,0 +1,87 @@
+"""Masks: bool trees, True = kept, `None` where a leaf is not prunable."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from giung2_ext.core import trees
+from giung2_ext.core.errors import unknown
+
+Tree = Any
+
+# Which leaves are prunable differs by line of work, so it is a named rule. A model's classifier is
+# called `cls`; biases and normalisation parameters have one axis and are never prunable.
+PRUNABLE: dict[str, Callable[[str, Any], bool]] = {
+    "conv": lambda name, leaf: leaf.ndim == 4,
+    "kernels": lambda name, leaf: leaf.ndim >= 2,
+    "body": lambda name, leaf: leaf.ndim >= 2 and "cls" not in name.split("/"),
+}
+
+
+def dense(params: Tree, prunable: str) -> Tree:
+    """All-True masks on the leaves that the rule names."""
+    if prunable not in PRUNABLE:
+        raise unknown("rule for prunable leaves", prunable, PRUNABLE)
+    rule = PRUNABLE[prunable]
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: np.ones(leaf.shape, bool) if rule(trees.path_name(path), leaf) else None,
+        params,
+    )
+
+
+def apply(masks: Tree, params: Tree) -> Tree:
+    """`where(mask, w, 0)`: never a product, so a pruned infinity does not become NaN."""
+    return jax.tree.map(
+        lambda m, w: w if m is None else jnp.where(m, w, jnp.zeros((), w.dtype)),
+        masks,
+        params,
+        is_leaf=trees.is_none,
+    )
+
+
+def counts(masks: Tree) -> Tree:
+    """int32 kept count of every leaf."""
+    return trees.map_present(lambda m: jnp.sum(m, dtype=jnp.int32), masks)
+
+
+def kept(masks: Tree) -> Array:
+    return sum(trees.present(counts(masks)), jnp.int32(0))
+
+
+def size(masks: Tree) -> int:
+    """How many weights are prunable: the denominator of density."""
+    return sum(leaf.size for leaf in trees.present(masks))
+
+
+def density(masks: Tree) -> Array:
+    return kept(masks) / jnp.float32(size(masks))
+
+
+def overlap(a: Tree, b: Tree) -> float:
+    """Jaccard index |a and b| / |a or b| of two masks, on the host."""
+    pairs = list(zip(trees.present(a), trees.present(b), strict=True))
+    both = sum(int(np.count_nonzero(np.logical_and(x, y))) for x, y in pairs)
+    either = sum(int(np.count_nonzero(np.logical_or(x, y))) for x, y in pairs)
+    return both / either if either else 1.0
+
+
+def nested(inner: Tree, outer: Tree) -> Array:
+    """Whether every weight that `inner` keeps is kept by `outer`."""
+    inside = trees.map_present(lambda i, o: jnp.all(~i | o), inner, outer)
+    return jnp.stack(trees.present(inside)).all()
+
+
+def pack(mask: np.ndarray) -> np.ndarray:
+    """Eight weights a byte, row-major, first weight in the highest bit."""
+    return np.packbits(np.asarray(mask, bool).reshape(-1))
+
+
+def unpack(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    size = int(np.prod(shape))
+    if packed.dtype != np.uint8 or packed.shape != (-(-size // 8),):
+        raise ValueError(f"packed mask {packed.dtype}{packed.shape} does not fit shape {shape}")
+    return np.unpackbits(packed, count=size).astype(bool).reshape(shape)

@@ -1,0 +1,36 @@
+"""The contract of a sparse-training method: a few pure functions and an explicit state.
+
+Only the first three are required. `trainable` is what the optimizer moves; `weights` is what the
+network sees; `masks` says which of them are kept (`None` where a leaf is not prunable).
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+Tree = Any
+
+
+class Method(NamedTuple):
+    init: Callable[..., tuple[Tree, Tree]]
+    """(key, params, masks) -> trainable, method_state"""
+    weights: Callable[[Tree, Tree], Tree]
+    """(trainable, method_state) -> weights"""
+    masks: Callable[[Tree, Tree], Tree]
+    """(trainable, method_state) -> masks"""
+    penalty: Callable[[Tree, Tree], Any] | None = None
+    """(weights, method_state) -> scalar; its gradient joins the dense gradients before the pull"""
+    penalty_on: Literal["all", "due"] = "all"
+    follow: Callable[..., tuple[Tree, Tree]] | None = None
+    """(trainable, method_state, dense_grads, step) -> trainable, method_state; every finite step"""
+    due: Callable[[int], bool] | None = None
+    """host function of the step: is this a mask-update step?"""
+    update: Callable[..., tuple[Tree, Tree, Tree]] | None = None
+    """(trainable, opt_state, method_state, dense_grads, step, key, edit_slots) -> the first three"""
+    replaces_step: bool = False
+    """whether an update stands in for the optimizer's step or comes after it"""
+    group_abs: bool = False
+    """update gets the pair (mean, mean over recipe groups of |group gradient|) as dense_grads"""
+
+
+EditSlots = Callable[..., Tree]
+"""(opt_state, fn, *trees) -> opt_state: fn(slot, *leaves) on slots shaped and named like a leaf"""

@@ -1,0 +1,54 @@
+"""Functions of the step: learning rates, and fractions kept as exact integers.
+
+The recipe of the ImageNet suite: linear from 0 over floor(.1 n) steps, then half a cosine to 0 over
+floor(.9 n); `constant` has no warm-up. A rate is asked for the number of batches consumed before.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import Array
+
+Schedule = Callable[[Array], Array]
+
+
+def constant(rate: float) -> Schedule:
+    return lambda step: jnp.float32(rate)
+
+
+def warmup_cosine(rate: float, steps: int, warmup: float = 0.1) -> Schedule:
+    rise = math.floor(warmup * steps)
+    fall = max(1, math.floor((1 - warmup) * steps))
+
+    def at(step: Array) -> Array:
+        up = rate * step / max(1, rise)
+        past = jnp.clip((step - rise) / fall, 0.0, 1.0)
+        down = rate * 0.5 * (1 + jnp.cos(jnp.pi * past))
+        return jnp.where(step < rise, up, down).astype(jnp.float32)
+
+    return at
+
+
+def cosine_fraction(start: float, step: int, end: int) -> float:
+    """start/2 (1 + cos(pi step/end)): RigL's drop fraction, in float64 on the host."""
+    return start / 2 * (1 + math.cos(math.pi * min(step, end) / end))
+
+
+def to_q31(fraction: float) -> int:
+    """A fraction in [0, 1) as a whole number of 2^-31, rounded up so that .3 of 10 is 3."""
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fraction must be in [0, 1), got {fraction}")
+    return min(math.ceil(fraction * 2**31), 2**31 - 1)
+
+
+def fraction_of(count: Array, q31: Array) -> Array:
+    """floor(count * q31 / 2^31) in exact integers; `count` is a non-negative int32.
+
+    The 62-bit product is formed from 16-bit limbs in uint32: float32 would lose counts over 2^24.
+    """
+    n, a = count.astype(jnp.uint32), q31.astype(jnp.uint32)
+    low, half = jnp.uint32(0xFFFF), jnp.uint32(16)
+    n1, n0, a1, a0 = n >> half, n & low, a >> half, a & low
+    middle = n0 * a1 + n1 * a0 + ((n0 * a0) >> half)  # < 2^32 because n, a < 2^31
+    return (((n1 * a1) << jnp.uint32(1)) + (middle >> jnp.uint32(15))).astype(jnp.int32)

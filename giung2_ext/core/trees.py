@@ -1,0 +1,55 @@
+"""Walking parameter trees whose companions (masks, counts) hold `None` where they do not apply.
+
+JAX reads `None` as an empty subtree; here it is a leaf that says "not prunable".
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+Tree = Any
+
+
+def is_none(leaf: Any) -> bool:
+    return leaf is None
+
+
+def path_name(path: Iterable[Any]) -> str:
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def named_leaves(tree: Tree) -> dict[str, Any]:
+    """{path: leaf} in flattening order, `None` leaves included."""
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)
+    return {path_name(path): leaf for path, leaf in pairs}
+
+
+def map_present(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """Maps over the leaves that `tree` has; where it holds `None` the result does too."""
+    return jax.tree.map(
+        lambda leaf, *others: None if leaf is None else fn(leaf, *others),
+        tree,
+        *rest,
+        is_leaf=is_none,
+    )
+
+
+def present(tree: Tree) -> list[Any]:
+    """The leaves that are there, in flattening order."""
+    return jax.tree.leaves(tree)
+
+
+def first_mismatch(expected: Tree, found: Tree) -> str | None:
+    """One line on the first leaf whose name or shape differs between two trees, or `None`."""
+    want, have = named_leaves(expected), named_leaves(found)
+    for name, leaf in want.items():
+        if name not in have:
+            extra = next((other for other in have if other not in want), None)
+            return f"{name!r} is missing" + (f" (it has {extra!r})" if extra else "")
+        if leaf.shape != have[name].shape:
+            return f"{name!r} has shape {tuple(have[name].shape)}, expected {tuple(leaf.shape)}"
+    for name in have:
+        if name not in want:
+            return f"{name!r} is not expected"
+    return None

@@ -1,0 +1,58 @@
+"""Arrays on disk: `ROOT/SPLIT_images.npy` with `ROOT/SPLIT_labels.npy`, or `ROOT/SPLIT.npz`.
+
+Splits are `train`, `test` and optionally `validation`; without the last, the final `holdout` examples
+of train are it. `.npy` files are memory-mapped.
+"""
+
+import numpy as np
+from etils import epath
+
+from giung2_ext.core.errors import Refusal
+from giung2_ext.data.source import Source, Split, check_split
+
+
+def build(
+    root: str | None = None,
+    num_classes: int = 10,
+    holdout: int = 0,
+    mean: tuple[float, ...] = (0.0,),
+    std: tuple[float, ...] = (1.0,),
+) -> Source:
+    if root is None:
+        raise Refusal("data 'arrays' needs --data_root=DIR with train_images.npy, train_labels.npy, …")
+    splits = {}
+    for name in ("train", "validation", "test"):
+        found = _read(epath.Path(root), name)
+        if found is not None:
+            splits[name] = check_split(f"{root}: {name}", *found, num_classes)
+    missing = [name for name in ("train", "test") if name not in splits]
+    if missing:
+        name = missing[0]
+        raise Refusal(f"no {name}_images.npy and {name}_labels.npy, or {name}.npz, in {root}")
+    if "validation" in splits and holdout:
+        raise Refusal(f"{root} has a validation split: config.data.holdout must be 0, got {holdout}")
+    if "validation" not in splits:
+        train, size = splits["train"], len(splits["train"].labels)
+        if not 0 < holdout < size:
+            raise Refusal(
+                f"{root} has no validation split: hold out part of its {size} training examples "
+                f"with --config.data.holdout=N, 0 < N < {size} (it is {holdout})"
+            )
+        splits["train"] = Split(train.images[:-holdout], train.labels[:-holdout])
+        splits["validation"] = Split(train.images[-holdout:], train.labels[-holdout:])
+    return Source(splits, num_classes, tuple(mean), tuple(std))
+
+
+def _read(root: epath.Path, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    parts = [root / f"{name}_{what}.npy" for what in ("images", "labels")]
+    packed = root / f"{name}.npz"
+    try:
+        if all(part.exists() for part in parts):
+            images, labels = (np.load(part, mmap_mode="r", allow_pickle=False) for part in parts)
+            return images, labels
+        if packed.exists():
+            with packed.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                return stored["images"], stored["labels"]
+    except (ValueError, KeyError, EOFError) as error:
+        raise Refusal(f"cannot read the {name} arrays in {root}: {error}") from error
+    return None

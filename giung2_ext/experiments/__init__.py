@@ -1,0 +1,1 @@
+"""The protocols, told as stories; the only place where a config is unpacked."""

@@ -1,0 +1,58 @@
+"""What every script does around its one call: flags, and errors as one line with a status."""
+
+import errno
+import inspect
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+from giung2_ext.core.errors import Failure, Refusal
+from giung2_ext.experiments import flags
+from giung2_ext.experiments.config import Config
+
+
+def guarded(work: Callable[[], None]) -> None:
+    """Runs `work`; what a user can mend is one line on stderr and an exit status, no traceback."""
+    try:
+        work()
+    except Refusal as error:
+        _leave(str(error), error.status)
+    except KeyboardInterrupt:
+        _leave("interrupted; the same command continues", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+            raise
+        place = f": {error.filename}" if error.filename else ""
+        reason = os.strerror(error.errno)
+        hint = "what was saved before is whole; make room and run the same command again"
+        _leave(f"cannot write ({reason}){place}; {hint}", Failure.status)
+
+
+def _leave(message: str, status: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def train_command(
+    main: Callable[[Config, str], None],
+    doc: str | None,
+    table: dict[str, str] = flags.ORIGINAL_FLAGS,
+) -> None:
+    """A script that trains: takes the config's flags and --save=DIR, which it needs."""
+    default = pathlib.Path(inspect.getfile(main)).resolve().parents[1] / "configs/imagenet2012.py"
+    own: dict[str, str | None] = {"save": None}
+
+    def work() -> None:
+        arguments = sys.argv[1:]
+        if "--help" in arguments:
+            print(flags.usage(doc or "", own, table))
+            return
+        if not any(word.partition("=")[0] == "--save" for word in arguments):
+            raise Refusal(f"--save=DIR is required ({flags.CONTINUATION})")
+        config, given = flags.parse(arguments, own, str(default), table)
+        if not given["save"]:
+            raise Refusal("--save=DIR is required")
+        main(config, given["save"])
+
+    guarded(work)

@@ -1,0 +1,166 @@
+"""The config: every field, its default and its type; a file in `configs/` changes what it needs.
+
+`chain` says how cycles follow each other and is read by `imp.py` alone; `placement` is where and how
+fast; everything else is the recipe of one run. `model`, `data` and `method` are choices: a name, and
+the options of that name's `build`, filled in with their defaults.
+"""
+
+import importlib.util
+import inspect
+import pathlib
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+import giung2_ext.data.sources
+import giung2_ext.methods
+import giung2_ext.models
+from giung2_ext.core import discovery
+from giung2_ext.core.errors import Refusal, did_you_mean
+from giung2_ext.storage import tickets
+
+Config = ml_collections.ConfigDict
+
+CHOICES = {
+    "model": giung2_ext.models,
+    "data": giung2_ext.data.sources,
+    "method": giung2_ext.methods,
+}
+SUPPLIED = {"model": "num_classes", "data": "root"}  # what the suite itself passes to a build
+
+
+def default_config() -> Config:
+    """The recipe of the original ImageNet suite; `None` fields have a type and no value yet."""
+    c = Config()
+    c.seed = config_dict.placeholder(int)  # drawn once and recorded where not given
+    c.mixed_precision = False
+    c.model = Config(dict(name="resnet", depth=50, width=1))
+    c.data = Config(dict(name="imagenet2012"))
+    c.method = Config(dict(name="ticket"))
+
+    c.feed = Config()
+    c.feed.batch_size = 2048
+    c.feed.augment = "none"  # none | crop | crop_flip, on the device
+
+    c.optim = Config()
+    c.optim.name = "sgd"  # sgd | adam
+    c.optim.ni = 64000  # steps of the run
+    c.optim.lr = 0.8
+    c.optim.momentum = 0.9  # beta 1 of adam
+    c.optim.weight_decay = 1e-4  # coupled, on every leaf
+    c.optim.label_smoothing = 0.0
+    c.optim.global_clipping = config_dict.placeholder(float)
+    c.optim.constant_lr = False  # else linear warm-up over a tenth of ni, then cosine to 0
+
+    c.start = Config()
+    c.start.matching_ckpt = config_dict.placeholder(str)  # the weights to start from
+    c.start.previous_ckpt = config_dict.placeholder(str)  # the weights to rank, the mask to shrink
+    c.start.pruning_ratio = 1.0  # fraction of the survivors kept; 1 selects nothing
+    c.start.batch_stats = "reset"  # reset | rewind (take those of matching_ckpt)
+
+    c.masks = Config()
+    c.masks.prunable = "conv"  # conv | kernels | body (every kernel but the classifier's)
+    c.masks.criterion = "none"  # none | random | magnitude: the mask to start from, without a ticket's
+    c.masks.allocation = "global"  # global | uniform | erk
+    c.masks.density = 1.0  # kept fraction of the prunable weights, for that criterion
+
+    c.evaluation = Config()
+    c.evaluation.every = 1000  # steps; the last step is evaluated too
+    c.evaluation.batch_size = 512
+    c.evaluation.select_on = "validation"  # the split that best_acc.ckpt is chosen on
+
+    c.tickets = Config()
+    c.tickets.periodic = False  # iter_NNNNNN.ckpt at step 0, every `every` steps and the last
+    c.tickets.every = 1000
+
+    c.chain = Config()
+    c.chain.rewind_ni = 16000  # steps at a constant rate to the rewind point
+    c.chain.cycles = 18  # pruned cycles after the dense one
+    c.chain.pruning_ratio = 0.8
+    c.chain.trials = 1
+    c.chain.arms = ()  # controls with the same masks: "reinit"
+
+    c.placement = Config()
+    c.placement.data_root = config_dict.placeholder(str)
+    c.placement.num_workers = 32
+    c.placement.prefetch_factor = 2
+    c.placement.log_every = 100  # steps between progress updates, and the longest chunk
+    c.placement.save_every_steps = 0  # resumable states; 0: by seconds alone
+    c.placement.save_every_seconds = 300.0
+    c.placement.keep_states = 2
+    c.placement.population = "auto"  # auto | map | vmap
+    c.placement.tensorboard = False
+    return c
+
+
+def _options(section: str, name: str) -> dict[str, inspect.Parameter]:
+    package = CHOICES[section]
+    known = discovery.names(package)
+    if name not in known:
+        kind = {"data": "data source"}.get(section, section)
+        raise discovery.unknown(kind, name, known)
+    maker = importlib.import_module(f"{package.__name__}.{name}").build
+    parameters = inspect.signature(maker).parameters
+    return {k: p for k, p in parameters.items() if k != SUPPLIED.get(section)}
+
+
+def complete(config: Config) -> Config:
+    """Fills every choice with the defaults of its options and refuses options it does not take."""
+    for section in CHOICES:
+        options = _options(section, config[section].name)
+        for key in config[section]:
+            if key != "name" and key not in options:
+                raise Refusal(
+                    f"{section} {config[section].name!r} takes no option {key!r}; it takes: "
+                    f"{', '.join(options) or 'none'}{did_you_mean(key, options)}"
+                )
+        with config.unlocked():
+            for key, parameter in options.items():
+                if key not in config[section]:
+                    config[section][key] = parameter.default
+    return config.lock()
+
+
+def options_of(config: Config, section: str) -> dict[str, Any]:
+    """The keyword options of a choice."""
+    return {k: v for k, v in config[section].items() if k != "name"}
+
+
+def load_config(text: str) -> Config:
+    """`FILE[:ARG,…]`: runs `get_config(*ARGS)` of the file."""
+    name, _, arguments = text.partition(":")
+    path = pathlib.Path(name)
+    if not path.is_file():
+        raise Refusal(f"no config file {name}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise Refusal(f"{name} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise Refusal(f"{name} has no get_config()")
+    accepted = list(inspect.signature(module.get_config).parameters)
+    given: dict[str, bool] = {}
+    for word in filter(None, arguments.split(",")):
+        if word not in accepted:
+            raise Refusal(
+                f"{name} takes no argument {word!r}; it takes: {', '.join(accepted) or 'none'}"
+                f"{did_you_mean(word, accepted)}"
+            )
+        given[word] = True
+    return module.get_config(**given)
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """What is computed: no placement, no chain, checkpoint paths replaced by what they hold."""
+    plain = config.to_dict()
+    del plain["placement"], plain["chain"]
+    for key in ("matching_ckpt", "previous_ckpt"):
+        if plain["start"][key] is not None:
+            plain["start"][key] = tickets.read_meta(plain["start"][key])["digest"]
+    return plain
+
+
+def placement(config: Config) -> dict[str, Any]:
+    return config.placement.to_dict()

@@ -1,0 +1,48 @@
+"""Judges a ticket on a named split; everything but the data's place comes from the ticket."""
+
+import functools
+
+import jax
+from etils import epath
+
+import giung2_ext.data.sources
+import giung2_ext.models
+from giung2_ext.core import discovery
+from giung2_ext.core.errors import Refusal
+from giung2_ext.data import resident
+from giung2_ext.storage import tickets
+from giung2_ext.training.step import evaluate_sums
+
+
+def evaluate_ticket(ckpt: str, split: str, data_root: str | None, batch_size: int) -> dict[str, float]:
+    """Accuracy and mean loss, each example counted once; prints both with all denominators."""
+    ticket = tickets.read_ticket(epath.Path(ckpt))
+    meta = ticket.meta
+    data, model = dict(meta["data"]), dict(meta["model"])
+    source = discovery.build(
+        giung2_ext.data.sources, "data source", data.pop("name"), root=data_root, **data
+    )
+    examples = source.split(split)
+    if list(examples.images.shape[1:]) != meta["image_shape"] or source.num_classes != meta["num_classes"]:
+        raise Refusal(
+            f"{ckpt} was trained on images of {meta['image_shape']} in {meta['num_classes']} classes; "
+            f"the {split} split has {list(examples.images.shape[1:])} in {source.num_classes}"
+        )
+    network = discovery.build(
+        giung2_ext.models, "model", model.pop("name"), num_classes=meta["num_classes"], **model
+    )
+    batches = resident.evaluation_batches(examples, batch_size)
+    sums = jax.device_get(
+        jax.jit(functools.partial(evaluate_sums, network))(ticket.params, ticket.statistics, batches)
+    )
+    seen, hits = int(sums["seen"]), int(sums["correct"])
+    scores = {"accuracy": hits / seen, "loss": float(sums["loss"]) / seen, "seen": seen}
+    kept, prunable, total = meta["kept"], meta["prunable"], meta["parameters"]
+    print(
+        f"{ckpt} (ticket {ticket.digest[:16]}, step {meta['step']:,}): {meta['model']['name']} on "
+        f"{meta['data']['name']}\n"
+        f"{split}: accuracy {100 * hits / seen:.2f}% ({hits:,} of {seen:,}), loss {scores['loss']:.4f}\n"
+        f"density: {kept / prunable:.4f} of the {prunable:,} prunable weights, "
+        f"{(kept + total - prunable) / total:.4f} of all {total:,} parameters"
+    )
+    return scores

@@ -1,0 +1,189 @@
+"""The command line: `--config=FILE[:ARG,…]`, `--config.a.b=VALUE`, and the original suite's flags.
+
+One table maps each original flag to its config field; only flags that are present override, and a
+field given under both names is an error. Booleans are true/false/t/f/yes/no/y/n/1/0 after `=`.
+"""
+
+import ast
+from typing import Any
+
+from giung2_ext.core.errors import Refusal, did_you_mean
+from giung2_ext.experiments.config import CHOICES, Config, complete, load_config
+
+ORIGINAL_FLAGS = {
+    "data_root": "placement.data_root",
+    "data_name": "data.name",
+    "resnet_depth": "model.depth",
+    "resnet_width": "model.width",
+    "batch_size": "feed.batch_size",
+    "num_workers": "placement.num_workers",
+    "prefetch_factor": "placement.prefetch_factor",
+    "optim_ni": "optim.ni",
+    "optim_lr": "optim.lr",
+    "optim_momentum": "optim.momentum",
+    "optim_weight_decay": "optim.weight_decay",
+    "optim_label_smoothing": "optim.label_smoothing",
+    "optim_global_clipping": "optim.global_clipping",
+    "seed": "seed",
+    "matching_ckpt": "start.matching_ckpt",
+    "previous_ckpt": "start.previous_ckpt",
+    "pruning_ratio": "start.pruning_ratio",
+    "constant_lr": "optim.constant_lr",
+    "periodic_ckpt": "tickets.periodic",
+    "mixed_precision": "mixed_precision",
+}
+TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
+CONTINUATION = "if a command spans lines, every line but the last must end in a backslash"
+
+
+Words = dict[str, list[str]]
+
+
+def split(arguments: list[str]) -> Words:
+    """{flag: [its value, if after `=`, and the words that follow it]}."""
+    words: Words = {}
+    last: list[str] | None = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            if name in words:
+                raise Refusal(f"--{name} is given twice")
+            last = words[name] = [equals, value] if equals else [""]
+        elif last is None:
+            raise Refusal(f"unexpected argument {argument!r} ({CONTINUATION})")
+        else:
+            last.append(argument)
+    return words
+
+
+def _value(name: str, words: list[str], boolean: bool) -> str:
+    """The text of a flag: after `=`, or the next word (never for booleans), or a bare boolean."""
+    value, rest = (words[1], words[2:]) if words[0] else (None, words[1:])
+    if value is None and boolean:
+        if rest:
+            raise Refusal(f"unexpected argument {rest[0]!r}: write --{name}={rest[0]}")
+        return "true"
+    if value is None:
+        if not rest:
+            raise Refusal(f"--{name} needs a value: --{name}=VALUE")
+        value, rest = rest[0], rest[1:]
+    if rest:
+        raise Refusal(f"unexpected argument {rest[0]!r} after --{name} ({CONTINUATION})")
+    return value
+
+
+def _section(config: Config, field: str) -> tuple[Config, str]:
+    *path, key = field.split(".")
+    for part in path:
+        config = config[part]
+    return config, key
+
+
+def fields(config: Config) -> dict[str, Any]:
+    """{dotted field: value} of every field of a config."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items(preserve_field_references=False):
+        if isinstance(value, Config):
+            flat |= {f"{key}.{k}": v for k, v in fields(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def convert(text: str, kind: type, optional: bool, name: str) -> Any:
+    """`text` as a value of `kind`; `None` where the default is None."""
+    if optional and text == "None":
+        return None
+    try:
+        if kind is bool:
+            if text.lower() not in TRUE + FALSE:
+                raise ValueError
+            return text.lower() in TRUE
+        if kind is tuple:
+            return _tuple(text)
+        if kind in (int, float):
+            return kind(text)
+    except ValueError:
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "?")
+        raise Refusal(f"--{name} takes {expected}, got {text!r}") from None
+    return text
+
+
+def _tuple(text: str) -> tuple[Any, ...]:
+    """`300,100`, `reinit`, `('a', 'b')` or nothing."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return tuple(filter(None, text.split(",")))
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _set(config: Config, field: str, flag: str, words: list[str]) -> None:
+    section, key = _section(config, field)
+    kind = section.get_type(key)
+    optional = section[key] is None or kind is type(None)
+    section[key] = convert(_value(flag, words, kind is bool), kind, optional, flag)
+
+
+def parse(
+    arguments: list[str],
+    extra: dict[str, str | None],
+    default_config: str,
+    table: dict[str, str] = ORIGINAL_FLAGS,
+) -> tuple[Config, dict[str, str | None]]:
+    """The completed, locked config and the values of the script's own flags (`extra`: defaults)."""
+    words = split(arguments)
+    own = {n: _value(n, words.pop(n), False) if n in words else v for n, v in extra.items()}
+    file = _value("config", words.pop("config"), False) if "config" in words else default_config
+    config = load_config(file)
+
+    targets: dict[str, str] = {}  # field -> flag
+    for flag in words:
+        field = flag.removeprefix("config.") if flag.startswith("config.") else table.get(flag)
+        if field is None:
+            known = [*table, *extra, "config", *(f"config.{f}" for f in fields(config))]
+            raise Refusal(f"unknown flag --{flag}{_nearest(flag, known)} ({CONTINUATION})")
+        if field in targets:
+            raise Refusal(f"--{targets[field]} and --{flag} both set config.{field}")
+        targets[field] = flag
+
+    for section in CHOICES:  # a choice made anew starts from that choice's own defaults
+        flag = targets.pop(f"{section}.name", None)
+        if flag is not None and (name := _value(flag, words[flag], False)) != config[section].name:
+            with config.unlocked():
+                config[section] = Config(dict(name=name))
+    config = complete(config)
+    for field, flag in targets.items():
+        known = fields(config)
+        if field not in known:
+            raise Refusal(f"--{flag}: no field config.{field}{_nearest(field, list(known))}")
+        _set(config, field, flag, words[flag])
+    return config, own
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    return did_you_mean(name, known).replace("'", "")
+
+
+def parse_own(arguments: list[str], own: dict[str, str | None]) -> dict[str, str | None]:
+    """The flags of a script that takes no config; `own` has their defaults."""
+    words = split(arguments)
+    for flag in words:
+        if flag not in own:
+            raise Refusal(f"unknown flag --{flag}{_nearest(flag, list(own))}")
+    return {n: _value(n, words[n], False) if n in words else v for n, v in own.items()}
+
+
+def usage(doc: str, extra: dict[str, str | None], table: dict[str, str] = ORIGINAL_FLAGS) -> str:
+    """What --help prints: the script's own flags, then every original flag with its field."""
+    lines = [
+        doc.strip(),
+        "",
+        "flags:",
+        "  --config=FILE[:ARG,…]  (default: configs/imagenet2012.py)",
+    ]
+    lines += [f"  --{name}={default or '…'}" for name, default in extra.items()]
+    lines += ["", "flags of the original suite, and the fields that they set:"]
+    lines += [f"  --{flag:<24} --config.{field}" for flag, field in table.items()]
+    lines += ["", "every field of the config can be set as --config.FIELD=VALUE"]
+    return "\n".join(lines)

@@ -1,0 +1,179 @@
+"""Iterative magnitude pruning with rewinding, cycle by cycle.
+
+Rewind point (a constant rate, `chain.rewind_ni` steps), dense cycle 000, then cycles that keep
+`chain.pruning_ratio` of the survivors by global magnitude and restart from the rewind point under the
+new mask (Frankle et al. 2020, https://arxiv.org/abs/1912.05671). Every run is the one that the same
+`train.py` command computes, in the same folder; all trials and arms of a cycle train side by side.
+
+    SAVE/[trial_i/]              the rewind point      SAVE/[trial_i/]ARM/      an arm's starting point
+    SAVE/[trial_i/]000, 001, …   the tickets           SAVE/[trial_i/]ARM/001…  the arm's cycles
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+from giung2_ext.core.errors import Refusal, unknown
+from giung2_ext.experiments import setup as setups
+from giung2_ext.experiments.config import Config
+from giung2_ext.experiments.progress import Progress, clock, percent
+from giung2_ext.experiments.single import Run, density_text, result_of, train, with_seed
+from giung2_ext.storage import locks, paths, records
+
+ARMS = ("reinit",)  # controls: the ticket's masks on freshly initialised weights
+
+
+class Chain(NamedTuple):
+    """One sequence of cycles: a trial's tickets, or an arm of that trial."""
+
+    base: epath.Path  # its rewind point; cycles are below it
+    ticket_base: epath.Path  # the tickets whose masks it uses: `base` itself but for an arm
+    seed: int
+    rewind_ni: int
+
+    @property
+    def is_arm(self) -> bool:
+        return self.base != self.ticket_base
+
+
+def arm_seed(seed: int, arm: str) -> int:
+    """31 bits folded from a trial's seed and an arm's name; it can be typed as --seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{arm}".encode()).digest()[:4]) >> 1
+
+
+def plan_chains(config: Config, save: epath.Path) -> list[Chain]:
+    """Trial i has seed S + i, an arm a seed folded from that and its name."""
+    for arm in config.chain.arms:
+        if arm not in ARMS:
+            raise unknown("arm", arm, ARMS)
+    trials = config.chain.trials
+    bases = [save / paths.trial(i) if trials > 1 else save for i in range(trials)]
+    first = with_seed(bases[0], config).seed
+    chains = []
+    for i, base in enumerate(bases):
+        chains.append(Chain(base, base, first + i, config.chain.rewind_ni))
+        for arm in config.chain.arms:
+            chains.append(Chain(base / arm, base, arm_seed(first + i, arm), 0))
+    return chains
+
+
+def rewind_run(config: Config, chain: Chain) -> Run:
+    """`train.py --optim_ni=… --constant_lr=true --periodic_ckpt=true`."""
+    run = with_seed(chain.base, config, chain.seed)
+    run.optim.ni, run.optim.constant_lr, run.tickets.periodic = chain.rewind_ni, True, True
+    return Run(chain.base, run)
+
+
+def cycle_run(config: Config, chain: Chain, index: int) -> Run:
+    """`train.py --matching_ckpt=… --previous_ckpt=… --pruning_ratio=…`."""
+    folder = chain.base / paths.cycle(index)
+    run = with_seed(folder, config, chain.seed)
+    rewind_point = chain.base / paths.iteration(chain.rewind_ni)
+    previous = chain.ticket_base / paths.cycle(index - 1) / paths.BEST
+    run.start.matching_ckpt = os.fspath(rewind_point)
+    run.start.previous_ckpt = os.fspath(previous if index else rewind_point)
+    run.start.pruning_ratio = config.chain.pruning_ratio if index else 1.0
+    return Run(folder, run)
+
+
+def check_chain(config: Config) -> None:
+    if config.start.matching_ckpt or config.start.previous_ckpt:
+        raise Refusal("imp.py chains the checkpoints itself: leave out matching and previous_ckpt")
+    if config.optim.ni < 1:
+        raise Refusal("imp.py needs --optim_ni of at least 1: a cycle must train")
+
+
+def use_cpu_cores(members: int) -> None:
+    """On a CPU, one JAX device a core, so that members run side by side."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not os.environ.get("JAX_NUM_CPU_DEVICES") and members > 1:
+        try:
+            jax.config.update("jax_num_cpu_devices", min(cores, members))
+        except RuntimeError:  # the backend runs already: its devices are what they are
+            return
+
+
+class Story:
+    """A chain being run: what remains, and a line for every stage that is done."""
+
+    def __init__(self, config: Config, save: epath.Path, chains: Sequence[Chain]):
+        self.config, self.save, self.chains = config, save, chains
+        self.setups = setups.Setups()
+        self.held = list(dict.fromkeys([save, *(chain.base for chain in chains)]))
+        cycles = (config.chain.cycles + 1) * config.optim.ni
+        self.progress = Progress(cycles + config.chain.rewind_ni)
+
+    def stage(self, name: str, runs: Sequence[Run]) -> None:
+        """Trains what is unfinished of one stage and says how it went."""
+        results = [result_of(run) for run in runs]
+        missing = [run for run, result in zip(runs, results, strict=True) if result is None]
+        steps = runs[0].config.optim.ni
+        began = time.monotonic()
+        if missing:
+            solo = len(runs) == 1
+            states = runs[0].folder / paths.STATES if solo else self.save / paths.CHAIN_STATES / name
+            train(missing, self.setups, states, self.progress, name, self.held)
+            results = [records.read_result(run.folder) for run in runs]
+            spent = f"{clock(time.monotonic() - began)}, {self.progress.left()} left"
+        else:
+            self.progress.done += steps
+            spent = "finished before"
+        self.progress.line(self._line(name, steps, runs, results, spent))
+
+    def _line(self, name: str, steps: int, runs: Any, results: Any, spent: str) -> str:
+        arms = {chain.base.name for chain in self.chains if chain.is_arm}
+
+        def arm_of(run: Run) -> str:
+            name = run.folder.parent.name
+            return name if name in arms else ""
+
+        tickets = [r for run, r in zip(runs, results, strict=True) if not arm_of(run)] or results
+        select = tickets[0]["selected_on"]
+        train_loss = [r["scores"]["last"].get("train", {}).get("loss") for r in tickets]
+        parts = [f"{name:<8} {steps:>6,} steps"]
+        if None not in train_loss:
+            parts.append(f"loss {sum(train_loss) / len(train_loss):.4f}")
+        for split in dict.fromkeys((select, "test")):
+            parts.append(f"{split} {percent([r['scores']['best'][split]['accuracy'] for r in tickets])}")
+        parts.append(f"density {density_text(tickets[0])}")
+        for arm in sorted(arms):
+            own = [r for run, r in zip(runs, results, strict=True) if arm_of(run) == arm]
+            if own and len(own) < len(results):
+                accuracy = percent([r["scores"]["best"]["test"]["accuracy"] for r in own])
+                parts.append(f"{arm} test {accuracy}")
+        return " · ".join([*parts, spent])
+
+
+def run_chain(config: Config, save: str) -> epath.Path:
+    """The whole chain below `save`; what is finished is skipped, what was interrupted continues."""
+    check_chain(config)
+    folder = epath.Path(save)
+    chains = plan_chains(config, folder)
+    use_cpu_cores(len(chains))
+    setups.check_config(config)
+    story = Story(config, folder, chains)
+    devices = jax.devices()
+    print(
+        f"imp · {config.model.name} on {config.data.name} · rewind point {config.chain.rewind_ni:,} steps, "
+        f"dense cycle and {config.chain.cycles} cycles of {config.optim.ni:,} keeping "
+        f"{config.chain.pruning_ratio:g} · {config.chain.trials} trial(s)"
+        f"{''.join(f' + {arm}' for arm in config.chain.arms)} · seed {chains[0].seed} · "
+        f"float32 on {len(devices)} {devices[0].platform} device(s) → {folder}",
+        flush=True,
+    )
+    with locks.locked(story.held):
+        tickets = [chain for chain in chains if not chain.is_arm]
+        arms = [chain for chain in chains if chain.is_arm]
+        story.stage("rewind", [rewind_run(config, chain) for chain in tickets])
+        if arms:
+            story.stage("arms", [rewind_run(config, chain) for chain in arms])
+        for index in range(config.chain.cycles + 1):
+            members = chains if index else tickets
+            runs = [cycle_run(config, chain, index) for chain in members]
+            story.stage(paths.cycle(index), runs)
+    return folder

@@ -1,0 +1,71 @@
+"""What a person sees while a run goes on: lines that stay, and on a terminal one bar that moves."""
+
+import math
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+
+def clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def percent(values: Iterable[float]) -> str:
+    """Mean in percent, with the standard deviation (n - 1) of several trials."""
+    values = [100 * v for v in values]
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.2f}%"
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return f"{mean:.2f} ± {spread:.2f}%"
+
+
+class Progress:
+    """A whole job of `steps` steps; its bar shows rate, loss and the time left for all of them."""
+
+    def __init__(self, steps: int):
+        self.total, self.done = steps, 0
+        self.trained, self.seconds = 0, 0.0  # steps run by this process, and how long they took
+        self._bar: Any = None
+        self._since = 0.0
+
+    def line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, flush=True)
+
+    def open(self, label: str, steps: int, done: int) -> None:
+        """Begins one run of the job, `done` of whose `steps` steps a resumed state has already."""
+        self.done += done
+        self._since = time.monotonic()
+        if not sys.stderr.isatty():
+            return
+        try:
+            from tqdm import tqdm
+        except ImportError:  # a convenience, absent from many accelerator images
+            return
+        self._bar = tqdm(total=steps, initial=done, desc=label, unit="step", leave=False)
+
+    def advance(self, steps: int, loss: float) -> None:
+        self.done += steps
+        self.trained += steps
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.4f}, all {self.left()} left", refresh=False)
+            self._bar.update(steps)
+
+    def close(self) -> None:
+        self.seconds += time.monotonic() - self._since
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def left(self) -> str:
+        """Time left for the whole job, from what this process has run so far."""
+        running = time.monotonic() - self._since if self._bar is not None else 0.0
+        rate = self.trained / (self.seconds + running) if self.trained else 0.0
+        return clock((self.total - self.done) / rate) if rate else "?"

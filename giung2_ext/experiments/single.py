@@ -1,0 +1,224 @@
+"""One training run, or several equal ones side by side: start, continue or recognise as finished.
+
+A folder that holds a result of the same recipe is finished; one with the same recipe and no result is
+continued from its newest state; one with another recipe is refused with the difference.
+"""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+from giung2_ext.core.errors import Failure
+from giung2_ext.experiments.config import Config, placement, recipe
+from giung2_ext.experiments.progress import Progress, percent
+from giung2_ext.experiments.setup import Setup, Setups
+from giung2_ext.experiments.start import check_start, start_state
+from giung2_ext.storage import locks, paths, records
+from giung2_ext.storage.checkpoints import StateStore
+from giung2_ext.training.hooks import Keeper, Member
+from giung2_ext.training.loop import NonFinite, run_loop
+from giung2_ext.training.population import stack
+from giung2_ext.training.state import State
+from giung2_ext.training.step import Metrics
+
+Tree = Any
+
+
+class Run(NamedTuple):
+    folder: epath.Path
+    config: Config  # with its seed
+
+
+def with_seed(folder: epath.Path, config: Config, seed: int | None = None) -> Config:
+    """A copy with its seed: the folder's recorded one if none is given, else `seed`, else drawn.
+
+    A seed in the config means that `seed`, derived from it, is asked for, whatever is recorded.
+    """
+    given = config.seed is not None
+    config = config.copy_and_resolve_references()
+    if seed is not None:
+        config.seed = seed
+    if not given:
+        recorded = records.recorded_recipe(folder)
+        if recorded is not None:
+            config.seed = recorded["seed"]
+        elif seed is None:
+            config.seed = secrets.randbelow(2**31)
+    return config
+
+
+def result_of(run: Run) -> dict[str, Any] | None:
+    """The result of a finished run of this recipe; another recipe in its folder is refused."""
+    check_start(run.config)
+    records.check_recipe(run.folder, recipe(run.config))
+    return records.read_result(run.folder)
+
+
+def train(
+    runs: Sequence[Run],
+    setups: Setups,
+    states_folder: epath.Path,
+    progress: Progress,
+    label: str,
+    held: Sequence[epath.Path] = (),
+) -> list[dict[str, Any]]:
+    """Trains unfinished runs of one shape side by side and writes their results.
+
+    `held` are folders whose lock the caller has already.
+    """
+    with locks.locked(run.folder for run in runs if run.folder not in held):
+        for run in runs:
+            records.check_recipe(run.folder, recipe(run.config))
+        setup = setups.get(runs[0].config, len(runs))
+        starts = [start_state(run.config, setup) for run in runs]
+        for run, (state, _) in zip(runs, starts, strict=True):
+            paths.sweep_temporaries(run.folder)
+            session = {"placement": placement(run.config), "environment": records.environment()}
+            records.record_session(run.folder, recipe(run.config), session)
+            if not run.config.start.matching_ckpt:
+                _write_overview(run.folder, state, setup)
+        results = _train_from(runs, setup, starts, states_folder, progress, label)
+        for run, result in zip(runs, results, strict=True):
+            records.write_result(run.folder, result)
+        StateStore(states_folder, 1).clear()
+        return results
+
+
+def _train_from(
+    runs: Sequence[Run],
+    setup: Setup,
+    starts: Sequence[tuple[State, dict[str, Any]]],
+    states_folder: epath.Path,
+    progress: Progress,
+    label: str,
+) -> list[dict[str, Any]]:
+    config = runs[0].config
+    where = config.placement
+    store = StateStore(states_folder, where.keep_states)
+    identity = [recipe(run.config) for run in runs]
+    state = stack([state.replace(step=None) for state, _ in starts])
+    found = store.notes()
+    if found is not None and found[1]["identity"] != identity:
+        progress.line(f"{label}: the state in {states_folder} is of other runs; starting afresh")
+        store.clear()
+        found = None
+    step = 0 if found is None else found[0]
+    if found is not None:
+        state = store.restore(step, state)
+    state = setup.population.place(state).replace(step=step)
+
+    members = [
+        Member(run.folder, lineage, records.MetricsLog(run.folder, step))
+        for run, (_, lineage) in zip(runs, starts, strict=True)
+    ]
+    keeper = Keeper(
+        members,
+        setup.program,
+        setup.population,
+        setup.evaluation,
+        config.evaluation.select_on,
+        store,
+        identity,
+    )
+    if found is not None:
+        keeper.recall(found[1])
+        progress.line(f"{label}: continuing from step {step:,}")
+    periodic = config.tickets.every if config.tickets.periodic else None
+    hooks = keeper.hooks(
+        config.evaluation.every,
+        periodic,
+        where.save_every_steps,
+        where.save_every_seconds,
+        where.log_every,
+    )
+
+    at = [step]
+
+    def on_metrics(now: int, metrics: Metrics) -> None:
+        keeper.on_metrics(metrics)
+        progress.advance(now - at[0], float(metrics.loss.sum() / metrics.seen.sum()))
+        at[0] = now
+
+    progress.open(label, config.optim.ni, step)
+    try:
+        state = run_loop(
+            setup.program,
+            state,
+            setup.data,
+            total=config.optim.ni,
+            due=setup.method.due,
+            hooks=hooks,
+            log_every=where.log_every,
+            on_metrics=on_metrics,
+        )
+        return keeper.finish(config.optim.ni, state)
+    except NonFinite as error:
+        raise _diverged(runs[error.member], error.step) from error
+    finally:
+        progress.close()
+        store.close()
+
+
+def _diverged(run: Run, step: int) -> Failure:
+    kept = sorted(p.name for p in run.folder.glob("*.ckpt"))
+    return Failure(
+        f"{run.folder}: the loss is not finite at step {step} (config.optim.lr={run.config.optim.lr:g}); "
+        f"stopped before it could overwrite anything. Kept: {', '.join(kept) or 'no ticket yet'}. "
+        "Try a lower rate or --optim_global_clipping in a new --save"
+    )
+
+
+def _write_overview(folder: epath.Path, state: State, setup: Setup) -> None:
+    """parameters.txt, if clu is there: it is for reading, not for training."""
+    try:
+        from clu import parameter_overview
+    except ImportError:
+        return
+    weights = setup.method.weights(state.trainable, state.method)
+    table = parameter_overview.get_parameter_overview(weights, include_stats=False)
+    paths.write_bytes(folder / "parameters.txt", (table + "\n").encode())
+
+
+def density_text(result: dict[str, Any]) -> str:
+    return f"{result['kept'] / result['prunable']:.4f}"
+
+
+def train_one(config: Config, save: str) -> dict[str, Any]:
+    """What scripts/train.py does: one run in one folder."""
+    folder = epath.Path(save)
+    run = Run(folder, with_seed(folder, config))
+    result = result_of(run)
+    if result is not None:
+        print(f"{folder}: already finished, nothing to do")
+    else:
+        where = f"{jax.default_backend()} ({jax.devices()[0].device_kind})"
+        print(
+            f"{config.method.name} · {config.model.name} on {config.data.name} · "
+            f"{config.optim.ni:,} steps of {config.feed.batch_size} · seed {run.config.seed} · "
+            f"float32 on {where} → {folder}",
+            flush=True,
+        )
+        progress = Progress(config.optim.ni)
+        [result] = train([run], Setups(), folder / paths.STATES, progress, folder.name)
+    print(summary(result, folder))
+    return result
+
+
+def summary(result: dict[str, Any], folder: epath.Path) -> str:
+    """Three lines: what was kept, how good it is and on what, where it is."""
+    select, best, last = result["selected_on"], result["scores"]["best"], result["scores"]["last"]
+    kept, prunable, total = result["kept"], result["prunable"], result["parameters"]
+    return "\n".join(
+        [
+            f"density {density_text(result)} of the prunable weights ({kept:,} of {prunable:,}), "
+            f"{(kept + total - prunable) / total:.4f} of all {total:,} parameters",
+            f"best at step {result['best_step']:,} (chosen on {select}: "
+            f"{percent([best[select]['accuracy']])}): test {percent([best['test']['accuracy']])}; "
+            f"last: {select} {percent([last[select]['accuracy']])}, "
+            f"test {percent([last['test']['accuracy']])}",
+            f"tickets: {folder / paths.BEST}, {folder / paths.LAST}",
+        ]
+    )

@@ -1,0 +1,135 @@
+"""What a run starts from: fresh or rewound weights, and the mask that a ticket or a criterion gives.
+
+The rules of the original suite: `matching_ckpt` gives the weights, `previous_ckpt` the weights to rank
+and the mask to shrink, `pruning_ratio` the fraction of the survivors kept (1 selects nothing, so it
+cannot disturb a mask). The rewound weights are those of the rewind point under the new mask, bit for
+bit; step, rate schedule and optimizer start afresh, batch statistics too unless told to rewind.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from giung2_ext.core import allocate, criteria, select, trees
+from giung2_ext.core import masks as masking
+from giung2_ext.core.errors import Refusal, unknown
+from giung2_ext.experiments.config import Config
+from giung2_ext.experiments.setup import Setup
+from giung2_ext.storage.tickets import Ticket, read_ticket
+from giung2_ext.training import state as states
+from giung2_ext.training.state import State
+
+Tree = Any
+
+_prune = jax.jit(criteria.prune_magnitude)
+_top_k, _top_k_each = jax.jit(select.top_k), jax.jit(select.top_k_each)
+
+
+@functools.lru_cache
+def _initialiser(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
+    """Compiled once for all members and cycles of a network."""
+    return jax.jit(lambda key: states.init_variables(model, key, image_shape))
+
+
+def check_start(config: Config) -> None:
+    """The combinations of start and masks that mean something; called before anything is built."""
+    start = config.start
+    allocate.check_fraction(start.pruning_ratio, "pruning_ratio")
+    allocate.check_fraction(config.masks.density, "config.masks.density")
+    if start.previous_ckpt and not start.matching_ckpt:
+        raise Refusal("--previous_ckpt without --matching_ckpt: name the checkpoint to rewind to")
+    if start.pruning_ratio < 1 and not start.previous_ckpt:
+        raise Refusal(
+            f"--pruning_ratio={start.pruning_ratio:g} without --previous_ckpt: "
+            "name the checkpoint whose weights are ranked"
+        )
+    if config.masks.criterion != "none" and start.pruning_ratio < 1:
+        raise Refusal("config.masks.criterion and --pruning_ratio below 1 both choose the mask")
+    if config.masks.criterion == "none" and config.masks.density < 1:
+        raise Refusal(
+            f"config.masks.density={config.masks.density:g} needs a config.masks.criterion "
+            "(random or magnitude)"
+        )
+    if start.batch_stats not in ("reset", "rewind"):
+        raise unknown("value of config.start.batch_stats", start.batch_stats, ["reset", "rewind"])
+
+
+def _read_fitting(path: str, params: Tree, masks: Tree) -> Ticket:
+    ticket = read_ticket(path)
+    problem = trees.first_mismatch(params, ticket.params)
+    if problem:
+        raise Refusal(f"{path} is of another architecture: {problem}")
+    stored, wanted = trees.named_leaves(ticket.masks), trees.named_leaves(masks)
+    for name, leaf in wanted.items():
+        if (leaf is None) != (stored[name] is None):
+            what = "is" if leaf is not None else "is not"
+            raise Refusal(
+                f"{path} was made with another config.masks.prunable "
+                f"({ticket.meta['prunable_rule']}): here {name!r} {what} prunable"
+            )
+    return ticket
+
+
+def _choose(config: Config, key: Any, params: Tree, masks: Tree) -> Tree:
+    """The mask of config.masks: an exact number of `masks`' survivors, ranked by the criterion."""
+    rule = config.masks
+    if rule.criterion == "none":
+        return masks
+    if rule.criterion == "random":
+        scores = criteria.random(jax.random.fold_in(key, states.CRITERION), masks)
+    elif rule.criterion == "magnitude":
+        scores = criteria.magnitude(params, masks)
+    else:
+        raise unknown("criterion", rule.criterion, ["none", "random", "magnitude"])
+    if rule.allocation == "global":
+        keep = allocate.keep_count(rule.density, masking.size(masks))
+        return _top_k(scores, keep, masks)
+    counts = allocate.layer_counts(masks, rule.density, rule.allocation)
+    return _top_k_each(scores, counts, masks)
+
+
+def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
+    """One member's state at step 0, and the lineage that its tickets carry."""
+    image_shape = setup.source.split("train").images.shape[1:]
+    key = states.seed_key(config.seed)
+    params, statistics = jax.device_get(_initialiser(setup.model, image_shape)(key))
+    mean, std = (np.asarray(v, np.float32) for v in (setup.source.mean, setup.source.std))
+    statistics = statistics | {"image_stats": {"m": mean, "s": std}}
+    masks = masking.dense(params, config.masks.prunable)
+    if not trees.present(masks):
+        raise Refusal(
+            f"config.masks.prunable={config.masks.prunable!r} finds nothing to prune in this "
+            f"network; its leaves are: {', '.join(trees.named_leaves(params))}"
+        )
+    start, parents = config.start, {}
+    if start.matching_ckpt:
+        matching = _read_fitting(start.matching_ckpt, params, masks)
+        parents["matching"] = matching.digest
+        previous = matching
+        if start.previous_ckpt:
+            previous = _read_fitting(start.previous_ckpt, params, masks)
+            parents["previous"] = previous.digest
+        params, masks = matching.params, previous.masks
+        if start.pruning_ratio < 1:
+            keep = allocate.keep_count(start.pruning_ratio, int(masking.kept(masks)))
+            masks = _prune(previous.params, masks, keep)
+        if start.batch_stats == "rewind":
+            statistics = statistics | matching.statistics
+        statistics = statistics | {"image_stats": matching.statistics["image_stats"]}
+    masks = _choose(config, key, params, masks)
+    state = setup.begin(key, params, masks, statistics)
+    lineage = {
+        "seed": config.seed,
+        "parents": parents,
+        "pruning_ratio": start.pruning_ratio,
+        "prunable_rule": config.masks.prunable,
+        "method": config.method.to_dict(),
+        "model": config.model.to_dict(),
+        "data": config.data.to_dict(),
+        "num_classes": setup.source.num_classes,
+        "image_shape": list(image_shape),
+    }
+    return state, lineage

@@ -1,0 +1,27 @@
+"""A small convolutional network with grouped BatchNorm: two convolutions, global pooling, `cls`."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+from jax import Array
+
+from giung2_ext.models._layers import BatchNorm
+
+
+class ConvNet(nn.Module):
+    num_classes: int
+    widths: Sequence[int]
+    group_size: int
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        x = images
+        for index, width in enumerate(self.widths):
+            stride = 1 if index == 0 else 2
+            x = nn.Conv(width, (3, 3), (stride, stride), use_bias=False)(x)
+            x = nn.relu(BatchNorm(self.group_size)(x, train))
+        return nn.Dense(self.num_classes, name="cls")(x.mean(axis=(1, 2)))
+
+
+def build(num_classes: int, widths: Sequence[int] = (16, 32), group_size: int = 0) -> nn.Module:
+    return ConvNet(num_classes, tuple(widths), group_size)

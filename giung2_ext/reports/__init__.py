@@ -1,0 +1,1 @@
+"""Tables and figures over run directories; read-only but for the report's own folder."""

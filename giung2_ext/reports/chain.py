@@ -1,0 +1,95 @@
+"""Reads a chain's folders and writes its report: report.md, table.{md,csv,tex}, figures/*.{png,pdf}."""
+
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from giung2_ext.core.errors import Refusal
+from giung2_ext.reports import figures, tables
+from giung2_ext.storage import paths, records, tickets
+
+REPORT = "report"
+
+
+class Point(NamedTuple):
+    """One finished cycle of one trial's tickets (`arm` is "") or of one of its arms."""
+
+    trial: int
+    arm: str
+    cycle: int
+    folder: epath.Path
+    result: dict[str, Any]
+
+    @property
+    def density(self) -> float:
+        return self.result["kept"] / self.result["prunable"]
+
+    def accuracy(self, when: str, split: str = "test") -> float:
+        """In percent; `when` is start, best or last."""
+        return 100 * self.result["scores"][when][split]["accuracy"]
+
+
+def read_chain(folder: epath.Path) -> list[Point]:
+    """Every finished cycle below a chain's folder, with one trial or several."""
+    bases = sorted(folder.glob("trial_*"), key=lambda p: int(p.name.split("_")[1])) or [folder]
+    points = []
+    for trial, base in enumerate(bases):
+        arms = [p.parent for p in base.glob("*/001") if not p.parent.name.isdigit()]
+        for chain in [base, *sorted(arms)]:
+            for cycle in sorted(chain.glob("[0-9][0-9][0-9]")):
+                result = records.read_result(cycle)
+                if result is not None:
+                    arm = "" if chain == base else chain.name
+                    points.append(Point(trial, arm, int(cycle.name), cycle, result))
+    if not any(point.arm == "" for point in points):
+        raise Refusal(f"no finished cycle (000, 001, …) below {folder}")
+    return points
+
+
+def read_masks(points: list[Point]) -> dict[tuple[int, int], Any]:
+    """{(trial, cycle): masks} of the tickets, without the arms, which share them."""
+    return {
+        (p.trial, p.cycle): tickets.read_ticket(p.folder / paths.BEST).masks for p in points if p.arm == ""
+    }
+
+
+def notes(points: list[Point]) -> list[str]:
+    """What the numbers are: split, selection, denominators, spread."""
+    result = points[0].result
+    trials = len({point.trial for point in points})
+    select = sorted({point.result["selected_on"] for point in points})
+    lines = [
+        f"Accuracy: top-1 on the {result['scores']['best']['test']['seen']:,} test images, of "
+        f"{paths.BEST}, which was selected on {' and '.join(select)}; iteration 0 is before the first "
+        "step of a cycle.",
+        f"Density: kept / {result['prunable']:,} prunable weights; of all: (kept + unprunable) / "
+        f"{result['parameters']:,} parameters.",
+        f"± is the standard deviation (n - 1) over {trials} trials."
+        if trials > 1
+        else "One trial: no spread.",
+    ]
+    if "test" in select:
+        lines.append("Warning: selected on the test split, so its accuracy is optimistic.")
+    return lines
+
+
+def write_report(folder: epath.Path | str) -> epath.Path:
+    """Writes the report of a chain and prints its table and where everything is."""
+    folder = epath.Path(folder)
+    points = read_chain(folder)
+    report = folder / REPORT
+    (report / "figures").mkdir(parents=True, exist_ok=True)
+    table = tables.chain_table(points)
+    explained = notes(points)
+    markdown = tables.to_markdown(table)
+    paths.write_bytes(report / "table.md", (markdown + "\n").encode())
+    paths.write_bytes(report / "table.csv", tables.to_csv(table).encode())
+    paths.write_bytes(report / "table.tex", tables.to_latex(table).encode())
+    drawn = figures.draw_all(points, read_masks(points), report / "figures")
+    body = [f"# {folder.name}", "", markdown, "", *(f"- {line}" for line in explained), ""]
+    body += [f"![{name}](figures/{name}.png)\n" for name in drawn]
+    paths.write_bytes(report / "report.md", "\n".join(body).encode())
+    print("\n" + markdown + "\n\n" + "\n".join(explained) + "\n")
+    pictures = f", figures/ ({', '.join(drawn)})" if drawn else "; no figures: matplotlib is missing"
+    print(f"report: {report}/ with report.md, table.md, table.csv, table.tex{pictures}")
+    return report

@@ -1,0 +1,155 @@
+"""The figures of a chain, as PNG and PDF: accuracy, density per layer, overlap of masks."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from giung2_ext.core import masks as masking
+from giung2_ext.core import trees
+
+STYLES = (
+    ("o", "-", "#1b4f8f"),
+    ("s", "--", "#c4501b"),
+    ("^", ":", "#3d7a3d"),
+    ("v", "-.", "#7a3d7a"),
+)
+
+
+def draw_all(points: Sequence[Any], masks: Mapping[Any, Any], folder: epath.Path) -> list[str]:
+    """Draws every figure and returns their names; none where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return []
+    figures: dict[str, Callable[[Any], None]] = {
+        "accuracy": lambda figure: draw_accuracy(figure, points),
+        "layers": lambda figure: draw_layers(figure, points),
+        "overlap": lambda figure: draw_overlap(figure, masks),
+    }
+    for name, draw in figures.items():
+        figure = Figure(figsize=(9, 4) if name == "overlap" else (6.4, 4.2), layout="constrained")
+        draw(figure)
+        for kind in ("png", "pdf"):
+            with (folder / f"{name}.{kind}").open("wb") as file:
+                figure.savefig(file, format=kind, dpi=160)
+    return list(figures)
+
+
+def _curve(points: Sequence[Any], arm: str, when: str) -> tuple[np.ndarray, ...]:
+    own = [p for p in points if p.arm == arm]
+    cycles = sorted({p.cycle for p in own})
+    values = [[p.accuracy(when) for p in own if p.cycle == c] for c in cycles]
+    density = [next(p.density for p in own if p.cycle == c) for c in cycles]
+    sd = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values]
+    return np.array(density), np.array([np.mean(v) for v in values]), np.array(sd)
+
+
+def _density_axis(axes: Any, densities: Sequence[float]) -> None:
+    axes.set_xscale("log")
+    ticks = sorted(set(densities), reverse=True)[::3]
+    axes.set_xticks(ticks, [f"{t:.3g}" for t in ticks])
+    axes.set_xticks([], minor=True)
+    axes.invert_xaxis()
+    axes.set_xlabel("density (kept / prunable weights)")
+    axes.grid(alpha=0.3)
+
+
+def draw_accuracy(figure: Any, points: Sequence[Any]) -> None:
+    """Test accuracy against density: tickets, arms, and tickets before their first step."""
+    arms = sorted({p.arm for p in points if p.arm})
+    trials = len({p.trial for p in points})
+    axes = figure.subplots()
+    curves = [("tickets", "", "best"), *((arm, arm, "best") for arm in arms)]
+    curves.append(("tickets, iteration 0", "", "start"))
+    for (label, arm, when), (marker, line, colour) in zip(curves, itertools.cycle(STYLES)):
+        density, mean, sd = _curve(points, arm, when)
+        axes.plot(density, mean, line, marker=marker, ms=4, color=colour, label=label)
+        if trials > 1:
+            axes.fill_between(density, mean - sd, mean + sd, color=colour, alpha=0.18, lw=0)
+    _density_axis(axes, [p.density for p in points])
+    axes.set_ylabel("test accuracy (%)")
+    spread = f"mean ± sd of {trials} trials" if trials > 1 else "one trial"
+    axes.set_title(f"Accuracy against density, {spread}", fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def draw_layers(figure: Any, points: Sequence[Any]) -> None:
+    """Density of every prunable leaf, mean over trials, against the density of the whole."""
+    own = [p for p in points if p.arm == ""]
+    names = list(own[0].result["layers"])
+    cycles = sorted({p.cycle for p in own})
+    axes = figure.subplots()
+    total = [next(p.density for p in own if p.cycle == c) for c in cycles]
+    few = len(names) <= len(STYLES)
+    for i, name in enumerate(names):
+        shares = [
+            np.mean([np.divide(*p.result["layers"][name]) for p in own if p.cycle == c]) for c in cycles
+        ]
+        marker, line, colour = STYLES[i % len(STYLES)]
+        label = name.removesuffix("/kernel")
+        if few:
+            axes.plot(total, shares, line, marker=marker, ms=4, color=colour, label=label)
+        else:
+            axes.plot(total, shares, lw=0.8, color=(0.1, 0.3, 0.6, 0.5))
+    axes.plot(total, total, color="0.5", lw=1, label="whole network")
+    axes.set_yscale("log")
+    _density_axis(axes, total)
+    axes.set_ylabel("density of the layer")
+    axes.set_title("Where the kept weights are", fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def chance_overlap(a: Any, b: Any) -> float:
+    """Expected |a and b| / |a or b| of masks with these per-layer densities, drawn independently."""
+    pairs = list(zip(trees.present(a), trees.present(b), strict=True))
+    both = sum(float(x.mean()) * float(y.mean()) * x.size for x, y in pairs)
+    return both / (sum(float(x.sum()) + float(y.sum()) for x, y in pairs) - both)
+
+
+def draw_overlap(figure: Any, masks: Mapping[tuple[int, int], Any]) -> None:
+    """Left: overlap between cycles of one trial. Right: between trials at one cycle, and chance."""
+    trials = sorted({trial for trial, _ in masks})
+    cycles = sorted({cycle for _, cycle in masks})
+    left, *right = figure.subplots(1, 2 if len(trials) > 1 else 1, squeeze=False)[0]
+    grid = np.array(
+        [
+            [
+                np.mean(
+                    [
+                        masking.overlap(masks[t, a], masks[t, b])
+                        for t in trials
+                        if (t, a) in masks and (t, b) in masks
+                    ]
+                )
+                for b in cycles
+            ]
+            for a in cycles
+        ]
+    )
+    image = left.imshow(grid, vmin=0, vmax=1, cmap="viridis", origin="lower")
+    left.set_xticks(range(0, len(cycles), 3), cycles[::3])
+    left.set_yticks(range(0, len(cycles), 3), cycles[::3])
+    left.set_xlabel("cycle")
+    left.set_ylabel("cycle")
+    left.set_title("Overlap between cycles", fontsize=10)
+    figure.colorbar(image, ax=left, label="|a and b| / |a or b|", shrink=0.8)
+    if not right:
+        return
+    pairs = list(itertools.combinations(trials, 2))
+    whole = [c for c in cycles if all((t, c) in masks for t in trials)]
+    measured = [[masking.overlap(masks[a, c], masks[b, c]) for a, b in pairs] for c in whole]
+    chance = [np.mean([chance_overlap(masks[a, c], masks[b, c]) for a, b in pairs]) for c in whole]
+    axes = right[0]
+    mean = np.mean(measured, axis=1)
+    axes.plot(whole, mean, "-o", ms=4, color=STYLES[0][2], label="measured")
+    axes.fill_between(whole, np.min(measured, 1), np.max(measured, 1), color=STYLES[0][2], alpha=0.18)
+    axes.plot(whole, chance, "--", color="0.4", label="chance, same layer densities")
+    axes.set_yscale("log")
+    axes.set_xlabel("cycle")
+    axes.set_ylabel("|a and b| / |a or b|")
+    axes.set_title(f"Overlap between {len(trials)} trials", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)

@@ -1,0 +1,90 @@
+"""The table of a chain, as rows of text cells, and its three written forms."""
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Table = list[list[str]]  # the first row is the header
+
+
+def spread(values: Sequence[float]) -> str:
+    """`98.1 ± 0.3` of percentages, or the one value."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}" if values else "–"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def chain_table(points: Sequence[Any]) -> Table:
+    """One row a cycle; arms in columns of their own."""
+    arms = sorted({p.arm for p in points if p.arm})
+    header = [
+        "cycle",
+        "weights left",
+        "density",
+        "density of all",
+        "test % at iteration 0",
+        "test %",
+    ]
+    header += [f"{arm} test %" for arm in arms]
+    rows = [header]
+    for cycle in sorted({p.cycle for p in points}):
+        here = [p for p in points if p.cycle == cycle]
+        own = [p for p in here if p.arm == ""]
+        if not own:
+            continue
+        result = own[0].result
+        unprunable = result["parameters"] - result["prunable"]
+        kept = sorted({p.result["kept"] for p in own})
+        rows.append(
+            [
+                f"{cycle:03d}",
+                "–".join(f"{k:,}" for k in dict.fromkeys([kept[0], kept[-1]])),
+                f"{own[0].density:.4f}",
+                f"{(result['kept'] + unprunable) / result['parameters']:.4f}",
+                spread([p.accuracy("start") for p in own]),
+                spread([p.accuracy("best") for p in own]),
+                *(spread([p.accuracy("best") for p in here if p.arm == arm]) for arm in arms),
+            ]
+        )
+    return rows
+
+
+def to_markdown(table: Table) -> str:
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+
+    def line(cells: Sequence[str], align: Callable[[str, int], str] = str.rjust) -> str:
+        return "| " + " | ".join(align(c, w) for c, w in zip(cells, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|"
+    return "\n".join([line(table[0]), rule, *(line(row) for row in table[1:])])
+
+
+def to_csv(table: Table) -> str:
+    """Means and deviations in columns of their own, so that a program can read them."""
+    split = [i for i, name in enumerate(table[0]) if "%" in name]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    for number, row in enumerate(table):
+        cells: list[str] = []
+        for i, cell in enumerate(row):
+            if i not in split:
+                cells.append(cell.replace(",", ""))
+            elif number == 0:
+                cells += [cell, f"{cell} sd"]
+            else:
+                mean, _, deviation = cell.partition(" ± ")
+                cells += ["" if mean == "–" else mean, deviation]
+        writer.writerow(cells)
+    return out.getvalue()
+
+
+def to_latex(table: Table) -> str:
+    def escape(cell: str) -> str:
+        return cell.replace("%", r"\%").replace(" ± ", r" $\pm$ ").replace("–", "--")
+
+    lines = [" & ".join(escape(cell) for cell in row) + r" \\" for row in table]
+    columns = "r" * len(table[0])
+    body = [r"\begin{tabular}{" + columns + "}", r"\hline", lines[0], r"\hline", *lines[1:]]
+    return "\n".join([*body, r"\hline", r"\end{tabular}", ""])

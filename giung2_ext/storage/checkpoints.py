@@ -1,0 +1,108 @@
+"""Resumable training states, through orbax, with a retention policy.
+
+A tree is stored as a flat dictionary {path: array}. That avoids two traps of restoring into a
+structure: a `None` in the target silently drops what was saved there, and without a target named
+tuples come back as lists. Key sets are compared before anything is read.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from etils import epath
+
+from giung2_ext.core.errors import Refusal
+
+Tree = Any
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax reports its routine through the root logger; warnings still pass."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _flatten(tree: Tree) -> dict[str, Any]:
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in pairs}
+
+
+class StateStore:
+    """The states of one run: the newest `keep` are retained."""
+
+    def __init__(self, folder: epath.Path, keep: int):
+        self.folder, self.keep = folder, keep
+        self._manager: Any = None
+
+    def _open(self) -> Any:
+        if self._manager is None:
+            import orbax.checkpoint as ocp
+
+            with _quiet():
+                options = ocp.CheckpointManagerOptions(
+                    max_to_keep=self.keep, enable_async_checkpointing=False, create=True
+                )
+                self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options)
+        return self._manager
+
+    def save(self, step: int, tree: Tree, notes: dict[str, Any]) -> None:
+        import orbax.checkpoint as ocp
+
+        manager = self._open()
+        with _quiet():
+            manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_flatten(tree)), notes=ocp.args.JsonSave(notes)
+                ),
+                force=True,
+            )
+
+    def notes(self) -> tuple[int, dict[str, Any]] | None:
+        """The newest state's step and notes, or None where there is no state."""
+        import orbax.checkpoint as ocp
+
+        if not self.folder.exists():
+            return None
+        with _quiet():
+            step = self._open().latest_step()
+            if step is None:
+                return None
+            found = self._open().restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))
+        return step, found["notes"]
+
+    def restore(self, step: int, target: Tree) -> Tree:
+        """The state of `step` in the structure, types and shardings of `target`."""
+        import orbax.checkpoint as ocp
+
+        wanted = _flatten(target)
+        with _quiet():
+            stored = self._open().item_metadata(step)["state"]
+            if set(stored) != set(wanted):
+                odd = sorted(set(stored) ^ set(wanted))
+                raise Refusal(
+                    f"the state in {self.folder} does not fit this run: {odd[0]!r} "
+                    f"{'was saved but is not expected' if odd[0] in stored else 'is missing'}"
+                )
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
+            found = self._open().restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            )["state"]
+        leaves = [found[key] for key in wanted]
+        return jax.tree.unflatten(jax.tree.structure(target), leaves)
+
+    def clear(self) -> None:
+        self.close()
+        self.folder.rmtree(missing_ok=True)
+
+    def close(self) -> None:
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None

@@ -1,0 +1,105 @@
+"""Names, and writes that are whole or not there.
+
+    save/<run>/ config.json metrics.jsonl result.json parameters.txt .lock
+        tickets/<digest>/   immutable; last.ckpt, best_acc.ckpt and iter_016000.ckpt point at one
+        states/<step>/      resumable training states (`chain_states/NNN` for a population's cycle)
+        000/ 001/ ...       cycles, runs of their own; trial_<i>/ and <arm>/ hold chains of their own
+
+A name is a symbolic link on a disk and a small file with the target's path on an object store.
+"""
+
+import os
+import shutil
+import uuid
+
+from etils import epath
+
+from giung2_ext.core.errors import Refusal
+
+TICKETS, STATES, CHAIN_STATES = "tickets", "states", "chain_states"
+LAST, BEST = "last.ckpt", "best_acc.ckpt"
+POINTER = "giung2-ext-pointer:"
+
+
+def iteration(step: int) -> str:
+    return f"iter_{step:06d}.ckpt"
+
+
+def cycle(index: int) -> str:
+    return f"{index:03d}"
+
+
+def trial(index: int) -> str:
+    return f"trial_{index}"
+
+
+def is_local(path: epath.Path) -> bool:
+    return "://" not in os.fspath(path)
+
+
+def _beside(path: epath.Path) -> epath.Path:
+    return path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+
+
+def write_bytes(path: epath.Path, content: bytes) -> None:
+    """Replaces the file at once: readers see the old content or the new."""
+    if not is_local(path):
+        path.write_bytes(content)  # object stores publish an object whole
+        return
+    temporary = _beside(path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_directory(path: epath.Path, files: dict[str, bytes]) -> None:
+    """Makes a directory appear with all its files, the last one written last."""
+    if path.exists():
+        shutil.rmtree(path) if is_local(path) else path.rmtree()
+    target = _beside(path) if is_local(path) else path
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, content in files.items():
+            (target / name).write_bytes(content)
+        if target != path:
+            os.replace(target, path)
+    except BaseException:
+        target.rmtree(missing_ok=True)
+        raise
+
+
+def point(name: epath.Path, target: epath.Path) -> None:
+    """Makes `name` stand for `target`, a directory below name's own folder, atomically."""
+    relative = os.path.relpath(target, name.parent)
+    if not is_local(name):
+        name.write_text(POINTER + relative)
+        return
+    temporary = _beside(name)
+    os.symlink(relative, temporary)
+    os.replace(temporary, name)
+
+
+def resolve(name: epath.Path) -> epath.Path:
+    """The directory that a checkpoint path stands for."""
+    if not name.exists():
+        where = name.parent
+        known = sorted(p.name for p in where.glob("*.ckpt")) if where.exists() else []
+        beside = f"; {where} has: {', '.join(known)}" if known else f"; {where} has no .ckpt"
+        raise Refusal(f"no checkpoint at {name}{beside}")
+    if not name.is_dir():
+        content = name.read_bytes()[:4096]
+        if not content.startswith(POINTER.encode()):
+            raise Refusal(f"{name} is not a ticket of this suite (a directory, or a name of one)")
+        return name.parent / content.decode()[len(POINTER) :]
+    return epath.Path(os.path.realpath(name)) if is_local(name) else name
+
+
+def sweep_temporaries(folder: epath.Path) -> None:
+    """Removes what a killed writer left half done in this folder (not in its children)."""
+    for parent in (folder, folder / TICKETS):
+        if parent.exists():
+            for leftover in parent.glob(".*.tmp"):
+                leftover.rmtree() if leftover.is_dir() else leftover.unlink(missing_ok=True)

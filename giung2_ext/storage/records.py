@@ -1,0 +1,149 @@
+"""What a run says of itself: its recipe, every command that ran it, metrics and the final result."""
+
+import datetime
+import functools
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+from etils import epath
+
+from giung2_ext.core.errors import Refusal
+from giung2_ext.storage import paths
+
+CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
+PACKAGES = ("giung2_ext", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def read_json(path: epath.Path) -> Any | None:
+    """The file's content, or None where there is no file."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise Refusal(f"{path} is damaged: {error}") from error
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", os.path.dirname(os.path.abspath(__file__)), *words]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _git_commit() -> str | None:
+    """The commit of this code; None where it is not tracked, as when installed into a venv."""
+    tracked = _git("ls-files", os.path.basename(__file__))
+    return _git("describe", "--always", "--dirty", "--abbrev=40") if tracked else None
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine: facts of the place, never part of the recipe."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "commit": _git_commit(),
+        "platform": platform.platform(),
+        "command": sys.argv,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Readable lines `field: old -> new`, for JSON-like trees."""
+    a, b = flatten(json.loads(json.dumps(old))), flatten(json.loads(json.dumps(new)))
+    absent = "(absent)"
+    return [
+        f"{key}: {a.get(key, absent)} -> {b.get(key, absent)}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key, absent) != b.get(key, absent)
+    ]
+
+
+def recorded_recipe(folder: epath.Path) -> dict[str, Any] | None:
+    stored = read_json(folder / CONFIG)
+    return None if stored is None else stored["recipe"]
+
+
+def check_recipe(folder: epath.Path, recipe: dict[str, Any]) -> None:
+    """Refuses a folder that holds another recipe, with the difference."""
+    recorded = recorded_recipe(folder)
+    lines = difference(recorded, recipe) if recorded is not None else []
+    if lines:
+        raise Refusal(
+            f"{folder} holds a run with another recipe (recorded -> asked for): {'; '.join(lines)}. "
+            "Choose another --save, or the recorded values"
+        )
+
+
+def record_session(folder: epath.Path, recipe: dict[str, Any], session: dict[str, Any]) -> None:
+    """Writes the recipe and adds this session's placement and environment to its history."""
+    stored = read_json(folder / CONFIG) or {"recipe": recipe, "sessions": []}
+    stored["sessions"].append(session)
+    paths.write_bytes(folder / CONFIG, _json(stored))
+
+
+class MetricsLog:
+    """metrics.jsonl: appended line by line, cut back to the step that a resumed run starts from."""
+
+    def __init__(self, folder: epath.Path, step: int):
+        self.path = folder / METRICS
+        kept = [row for row in read_metrics(folder) if row["step"] <= step] if step else []
+        self.text = "".join(json.dumps(row) + "\n" for row in kept)
+        paths.write_bytes(self.path, self.text.encode())
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        new = "".join(json.dumps(row) + "\n" for row in rows)
+        if paths.is_local(self.path):
+            with self.path.open("a") as file:
+                file.write(new)
+        else:  # an object cannot be appended to
+            self.text += new
+            paths.write_bytes(self.path, self.text.encode())
+
+
+def read_metrics(folder: epath.Path) -> list[dict[str, Any]]:
+    """All whole lines; the last one may have been cut by a kill."""
+    path = folder / METRICS
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def write_result(folder: epath.Path, result: dict[str, Any]) -> None:
+    """The last thing that a run writes: a folder with a result is finished."""
+    paths.write_bytes(folder / RESULT, _json(result))
+
+
+def read_result(folder: epath.Path) -> dict[str, Any] | None:
+    return read_json(folder / RESULT)

@@ -1,0 +1,129 @@
+"""Tickets: masks, the weights they keep, normalisation statistics and where they came from.
+
+A ticket is an immutable directory of two files that need nothing of this suite to be read:
+`arrays.npz` (params/..., statistics/..., and masks/... packed eight to a byte, highest bit first) and
+`ticket.json` (lineage, counts, digest). The digest is SHA-256 over every array's name, type, shape and
+bytes and over the lineage; parents are named by theirs.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+from flax import traverse_util
+
+from giung2_ext.core import masks as masking
+from giung2_ext.core.errors import Refusal
+from giung2_ext.storage import paths
+
+Tree = Any
+FORMAT = 1
+ARRAYS, META = "arrays.npz", "ticket.json"
+
+
+class Ticket(NamedTuple):
+    params: Tree  # 0 where pruned
+    masks: Tree  # `None` where not prunable
+    statistics: Tree
+    meta: dict[str, Any]  # lineage; JSON values that the recipe determines: no clock, no host
+
+    @property
+    def digest(self) -> str:
+        return self.meta["digest"]
+
+
+def _flat(tree: Tree, group: str) -> dict[str, np.ndarray]:
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    return {f"{group}/{k}": np.asarray(v) for k, v in flat.items() if v is not None}
+
+
+def _nest(flat: dict[str, Any]) -> Tree:
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _digest(arrays: dict[str, np.ndarray], lineage: dict[str, Any]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        sha.update(array.data)
+    sha.update(json.dumps(lineage, sort_keys=True).encode())
+    return sha.hexdigest()
+
+
+def write_ticket(
+    folder: epath.Path, params: Tree, masks: Tree, statistics: Tree, lineage: dict[str, Any]
+) -> tuple[epath.Path, dict[str, Any]]:
+    """Writes the ticket below `folder` and returns its directory and its meta."""
+    flat_masks = _flat(masks, "masks")
+    arrays = _flat(params, "params") | _flat(statistics, "statistics")
+    total = sum(v.size for k, v in arrays.items() if k.startswith("params/"))
+    prunable = sum(v.size for v in flat_masks.values())
+    layers = {k[len("masks/") :]: [int(v.sum()), v.size] for k, v in flat_masks.items()}
+    kept = sum(count for count, _ in layers.values())
+    lineage = lineage | {
+        "format": FORMAT,
+        "kept": kept,
+        "prunable": prunable,
+        "parameters": total,
+        "layers": layers,  # [kept, of] for every prunable leaf
+    }
+    arrays |= {name: masking.pack(mask) for name, mask in flat_masks.items()}
+    meta = {"digest": _digest(arrays, lineage)} | lineage
+    path = folder / paths.TICKETS / meta["digest"][:16]
+    if not (path / META).exists():
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        text = json.dumps(meta, indent=1)
+        (folder / paths.TICKETS).mkdir(parents=True, exist_ok=True)
+        paths.write_directory(path, {ARRAYS: buffer.getvalue(), META: text.encode()})
+    return path, meta
+
+
+def read_meta(name: epath.Path | str) -> dict[str, Any]:
+    """Lineage and counts alone, without the arrays."""
+    directory = paths.resolve(epath.Path(name))
+    try:
+        meta = json.loads((directory / META).read_text())
+    except (OSError, ValueError) as error:
+        raise Refusal(f"{name} is damaged: cannot read its {META} ({error})") from error
+    if meta.get("format") != FORMAT:
+        raise Refusal(f"{name} has ticket format {meta.get('format')}, this suite reads {FORMAT}")
+    return meta
+
+
+def read_ticket(name: epath.Path | str) -> Ticket:
+    """Reads and verifies a ticket; a changed byte anywhere is refused."""
+    meta = read_meta(name)
+    try:
+        content = (paths.resolve(epath.Path(name)) / ARRAYS).read_bytes()
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise Refusal(f"{name} is damaged: cannot read its {ARRAYS} ({error})") from error
+    lineage = {k: v for k, v in meta.items() if k != "digest"}
+    if _digest(arrays, lineage) != meta["digest"]:
+        raise Refusal(f"{name} is damaged: its content does not match its digest {meta['digest'][:16]}")
+    groups: dict[str, dict[str, Any]] = {"params": {}, "masks": {}, "statistics": {}}
+    for key, array in arrays.items():
+        group, _, path = key.partition("/")
+        groups[group][path] = array
+    params, packed = groups["params"], groups["masks"]
+    masks = {k: masking.unpack(packed[k], v.shape) if k in packed else None for k, v in params.items()}
+    return Ticket(_nest(params), _nest(masks), _nest(groups["statistics"]), meta)
+
+
+def name_ticket(folder: epath.Path, name: str, ticket: epath.Path) -> None:
+    paths.point(folder / name, ticket)
+
+
+def drop_unnamed(folder: epath.Path) -> None:
+    """Removes the tickets of this folder that no name points at (a best that was surpassed)."""
+    named = {paths.resolve(p).name for p in folder.glob("*.ckpt")}
+    for ticket in (folder / paths.TICKETS).glob("*"):
+        if ticket.name not in named and not ticket.name.startswith("."):
+            ticket.rmtree()

@@ -1,0 +1,1 @@
+"""State, step, programs and the loop that runs them."""

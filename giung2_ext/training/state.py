@@ -1,0 +1,49 @@
+"""Everything that a run carries from step to step, as one pytree; a population stacks its leaves."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax import Array
+
+from giung2_ext.core.method import Method
+
+Tree = Any
+
+INIT, DATA, UPDATE, CRITERION = range(4)
+"""What a run's key is folded with for each use: no two uses share random bits."""
+
+
+class State(struct.PyTreeNode):
+    step: Any  # int32, batches consumed in this run; one for all members of a population
+    key: Array
+    trainable: Tree
+    method: Tree
+    optimizer: Tree
+    statistics: Tree  # flax collections that are no parameters: image_stats, and batch_stats if any
+
+
+def seed_key(seed: int) -> Array:
+    """Threefry, whatever the default: the faster generator breaks under vmap."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
+def init_variables(model: nn.Module, key: Array, image_shape: tuple[int, ...]) -> tuple[Tree, Tree]:
+    """Fresh parameters and the fresh remaining collections of a network."""
+    variables = dict(model.init(jax.random.fold_in(key, INIT), jnp.zeros((1, *image_shape))))
+    return variables.pop("params"), variables
+
+
+def make_state(
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    params: Tree,
+    masks: Tree,
+    statistics: Tree,
+) -> State:
+    trainable, method_state = method.init(jax.random.fold_in(key, CRITERION), params, masks)
+    return State(jnp.int32(0), key, trainable, method_state, optimizer.init(trainable), statistics)

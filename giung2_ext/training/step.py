@@ -1,0 +1,179 @@
+"""The one training step, as two pure functions: the ordinary step and the mask-update step.
+
+In order: weights from the trainables; the dense gradient with respect to those weights (growth wants
+it at pruned places, where the gradient through a masked product is 0); the penalty's gradient; the
+pull back to the trainables and the optimizer, unless an update replaces it; `follow`; on due steps
+`update`. Micro-batches average dense gradients and BatchNorm statistics; the pull is linear and runs
+once.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax import Array
+
+from giung2_ext.core import losses
+from giung2_ext.core.method import Method
+from giung2_ext.core.schedules import Schedule
+from giung2_ext.training.optimizers import edit_slots
+from giung2_ext.training.state import UPDATE, State
+
+Tree = Any
+Batch = Mapping[str, Array]
+
+
+class Metrics(NamedTuple):
+    """Sums over the steps of a chunk; they stay on the device until somebody asks."""
+
+    loss: Array
+    correct: Array
+    seen: Array
+    bad_step: Array  # the first step whose loss was not finite, or -1
+
+    @classmethod
+    def zeros(cls) -> "Metrics":
+        return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0), jnp.int32(-1))
+
+    def merge(self, later: "Metrics") -> "Metrics":
+        bad = jnp.where(self.bad_step >= 0, self.bad_step, later.bad_step)
+        return Metrics(self.loss + later.loss, self.correct + later.correct, self.seen + later.seen, bad)
+
+
+def network(model: nn.Module, weights: Tree, statistics: Tree, images: Array, train: bool) -> Any:
+    """Logits, and with `train` the updated statistics too; pixels are standardised here."""
+    others = {k: v for k, v in statistics.items() if k != "image_stats"}
+    pixels = statistics["image_stats"]
+    scale = 255.0 if jnp.issubdtype(images.dtype, jnp.integer) else 1.0
+    x = (images.astype(jnp.float32) / scale - pixels["m"]) / pixels["s"]
+    variables = {"params": weights, **others}
+    if not train:
+        return model.apply(variables, x, train=False)
+    logits, updated = model.apply(variables, x, train=True, mutable=list(others))
+    return logits, {**statistics, **updated}
+
+
+def evaluate_sums(model: nn.Module, weights: Tree, statistics: Tree, batches: Batch) -> dict[str, Array]:
+    """Summed loss, hits and number of padded batches; each real example counts once."""
+
+    def one(batch: Batch) -> dict[str, Array]:
+        logits = network(model, weights, statistics, batch["images"], train=False)
+        valid = batch["valid"]
+        return {
+            "loss": jnp.where(valid, losses.cross_entropy(logits, batch["labels"]), 0.0).sum(),
+            "correct": (valid & losses.correct(logits, batch["labels"])).sum(dtype=jnp.int32),
+            "seen": valid.sum(dtype=jnp.int32),
+        }
+
+    return jax.tree.map(lambda x: x.sum(0), jax.lax.map(one, dict(batches)))
+
+
+def make_gradients(model: nn.Module, smoothing: float) -> Callable[..., Any]:
+    """(weights, statistics, batch, slices, offset=None) -> dense grads, statistics, metrics.
+
+    The batch is cut into `slices` consecutive parts and everything is averaged over them. With
+    `offset`, a tree of gradients, the grads are the pair (mean, mean over slices of |g + offset|).
+    """
+
+    def loss(weights: Tree, statistics: Tree, batch: Batch) -> tuple[Array, Any]:
+        logits, statistics = network(model, weights, statistics, batch["images"], train=True)
+        valid = batch["valid"]
+        each = losses.cross_entropy(logits, batch["labels"], smoothing)
+        total = jnp.where(valid, each, 0.0).sum()
+        count = valid.sum(dtype=jnp.int32)
+        hits = (valid & losses.correct(logits, batch["labels"])).sum(dtype=jnp.int32)
+        return total / jnp.maximum(count, 1), (statistics, total, hits, count)
+
+    def gradients(
+        weights: Tree, statistics: Tree, batch: Batch, slices: int, offset: Tree | None = None
+    ) -> tuple[Tree, Tree, tuple[Array, Array, Array]]:
+        def one(part: Batch) -> tuple[Tree, Tree, tuple[Array, Array, Array]]:
+            (_, aux), grads = jax.value_and_grad(loss, has_aux=True)(weights, statistics, part)
+            if offset is not None:
+                grads = (grads, jax.tree.map(lambda g, o: jnp.abs(g + o), grads, offset))
+            return grads, aux[0], aux[1:]
+
+        if slices == 1:
+            return one(batch)
+        parts = jax.tree.map(lambda x: x.reshape(slices, x.shape[0] // slices, *x.shape[1:]), batch)
+
+        def add(total: Tree, part: Batch) -> tuple[Tree, None]:
+            return jax.tree.map(jnp.add, total, one(part)), None
+
+        zeros = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype),
+            jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts)),
+        )
+        (grads, statistics, sums), _ = jax.lax.scan(add, zeros, parts)
+        mean = jax.tree.map(lambda x: x / slices, (grads, statistics))
+        return *mean, sums
+
+    return gradients
+
+
+def make_step(
+    model: nn.Module,
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    rate: Schedule,
+    *,
+    smoothing: float = 0.0,
+    micro_batches: int = 1,
+    groups: int = 1,
+) -> tuple[Callable[[State, Batch], tuple[State, Metrics]], Callable[..., Any]]:
+    """The ordinary step and the mask-update step; both map (state, batch) to (state, metrics).
+
+    `groups` is how many parts of the batch |gradient| is averaged over for methods with `group_abs`.
+    """
+    gradients = make_gradients(model, smoothing)
+
+    def run(due: bool, state: State, batch: Batch) -> tuple[State, Metrics]:
+        trainable, method_state, opt_state = state.trainable, state.method, state.optimizer
+        weights, pull = jax.vjp(lambda t: method.weights(t, method_state), trainable)
+
+        penalised = method.penalty is not None and (due or method.penalty_on == "all")
+        offset = jax.tree.map(jnp.zeros_like, weights)
+        if penalised:
+            assert method.penalty is not None  # for the type checker
+            offset = jax.grad(method.penalty)(weights, method_state)
+        paired = due and method.group_abs
+        dense, statistics, (loss, hits, count) = gradients(
+            weights,
+            state.statistics,
+            batch,
+            groups if paired else micro_batches,
+            offset if paired else None,
+        )
+        mean = dense[0] if paired else dense
+        if penalised:
+            mean = jax.tree.map(jnp.add, mean, offset)
+
+        if not (due and method.replaces_step):
+            updates, opt_state = optimizer.update(pull(mean)[0], opt_state, trainable)
+            lr = rate(state.step)
+            trainable = jax.tree.map(lambda t, u: t + lr * u, trainable, updates)
+        if method.follow is not None:
+            trainable, method_state = method.follow(trainable, method_state, mean, state.step)
+        if due:
+            assert method.update is not None
+            key = jax.random.fold_in(jax.random.fold_in(state.key, UPDATE), state.step)
+            trainable, opt_state, method_state = method.update(
+                trainable,
+                opt_state,
+                method_state,
+                (mean, dense[1]) if paired else mean,
+                state.step,
+                key,
+                edit_slots,
+            )
+        new = State(state.step + 1, state.key, trainable, method_state, opt_state, statistics)
+        bad = jnp.where(jnp.isfinite(loss), jnp.int32(-1), state.step)
+        return new, Metrics(loss, hits, count, bad)
+
+    return (
+        lambda state, batch: run(False, state, batch),
+        lambda state, batch: run(True, state, batch),
+    )

@@ -1,0 +1,19 @@
+"""Finds lottery tickets: python scripts/imp.py --save=DIR [--config=FILE[:ARG,…]] [FLAGS]
+
+Rewind point, dense cycle and pruned cycles, one below the other in DIR; then table and figures in
+DIR/report. The same command again continues where it was stopped.
+"""
+
+from giung2_ext.experiments import command, imp
+from giung2_ext.experiments.flags import ORIGINAL_FLAGS
+from giung2_ext.reports import chain
+
+FLAGS = ORIGINAL_FLAGS | {"pruning_ratio": "chain.pruning_ratio"}
+
+
+def main(config, save):
+    chain.write_report(imp.run_chain(config, save))
+
+
+if __name__ == "__main__":
+    command.train_command(main, __doc__, FLAGS)
