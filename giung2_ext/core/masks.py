@@ -58,7 +58,7 @@ def size(masks: Tree) -> int:
 
 
 def density(masks: Tree) -> Array:
-    return kept(masks) / jnp.float32(size(masks))
+    return kept(masks).astype(jnp.float32) / size(masks)
 
 
 def overlap(a: Tree, b: Tree) -> float:

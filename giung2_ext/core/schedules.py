@@ -22,10 +22,10 @@ def warmup_cosine(rate: float, steps: int, warmup: float = 0.1) -> Schedule:
     fall = max(1, math.floor((1 - warmup) * steps))
 
     def at(step: Array) -> Array:
-        up = rate * step / max(1, rise)
-        past = jnp.clip((step - rise) / fall, 0.0, 1.0)
+        now = step.astype(jnp.float32)
+        past = jnp.clip((now - rise) / fall, 0.0, 1.0)
         down = rate * 0.5 * (1 + jnp.cos(jnp.pi * past))
-        return jnp.where(step < rise, up, down).astype(jnp.float32)
+        return jnp.where(step < rise, rate * now / max(1, rise), down)
 
     return at
 

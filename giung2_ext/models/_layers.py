@@ -27,7 +27,8 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", lambda: jnp.ones(channels))
         if not train:
             factor = scale * jax.lax.rsqrt(var.value + self.epsilon)
-            return (x.astype(jnp.float32) - mean.value) * factor + bias
+            centred = x.astype(jnp.float32) - _last_axis(mean.value, x.ndim)
+            return centred * _last_axis(factor, x.ndim) + _last_axis(bias, x.ndim)
 
         size = self.group_size or x.shape[0]
         if x.shape[0] % size:
@@ -41,4 +42,8 @@ class BatchNorm(nn.Module):
             keep = self.momentum
             mean.value = keep * mean.value + (1 - keep) * mean_g.reshape(-1, *channels).mean(0)
             var.value = keep * var.value + (1 - keep) * var_g.reshape(-1, *channels).mean(0)
-        return normalised.reshape(x.shape) * scale + bias
+        return normalised.reshape(x.shape) * _last_axis(scale, x.ndim) + _last_axis(bias, x.ndim)
+
+
+def _last_axis(vector: Array, ndim: int) -> Array:
+    return vector.reshape((1,) * (ndim - 1) + (-1,))

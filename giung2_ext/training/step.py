@@ -46,9 +46,9 @@ class Metrics(NamedTuple):
 def network(model: nn.Module, weights: Tree, statistics: Tree, images: Array, train: bool) -> Any:
     """Logits, and with `train` the updated statistics too; pixels are standardised here."""
     others = {k: v for k, v in statistics.items() if k != "image_stats"}
-    pixels = statistics["image_stats"]
+    mean, std = (statistics["image_stats"][name].reshape(1, 1, 1, -1) for name in ("m", "s"))
     scale = 255.0 if jnp.issubdtype(images.dtype, jnp.integer) else 1.0
-    x = (images.astype(jnp.float32) / scale - pixels["m"]) / pixels["s"]
+    x = (images.astype(jnp.float32) / scale - mean) / std
     variables = {"params": weights, **others}
     if not train:
         return model.apply(variables, x, train=False)

@@ -1,0 +1,88 @@
+"""Small real things to train: a network, data, masks, and a bench that steps any method by hand."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import giung2_ext.methods
+import giung2_ext.models
+from giung2_ext.core import allocate, criteria, discovery, schedules, select, trees
+from giung2_ext.core import masks as masking
+from giung2_ext.training import state as states
+from giung2_ext.training.optimizers import make_optimizer
+from giung2_ext.training.step import make_step
+
+IMAGE = (8, 8, 1)
+CLASSES = 5
+
+
+def make_batch(seed=0, size=24, image=IMAGE):
+    draw = np.random.default_rng(seed)
+    return {
+        "images": jnp.asarray(draw.integers(0, 256, (size, *image), dtype=np.uint8)),
+        "labels": jnp.asarray(draw.integers(0, CLASSES, size), jnp.int32),
+        "valid": jnp.ones(size, bool),
+    }
+
+
+def make_model(name="lenet", **options):
+    options = options or {"lenet": dict(hidden=(16, 12)), "convnet": dict(widths=(4, 6))}.get(name, {})
+    return discovery.build(giung2_ext.models, "model", name, num_classes=CLASSES, **options)
+
+
+def make_method(name, **options):
+    options = options or {"rigl": dict(every=3, stop=12)}.get(name, {})
+    return discovery.build(giung2_ext.methods, "method", name, **options)
+
+
+def kernels(tree):
+    """The kernel leaves of a parameter-like tree, in flattening order."""
+    return [leaf for name, leaf in trees.named_leaves(tree).items() if name.endswith("kernel")]
+
+
+def start_masks(params, density=0.4, rule="kernels", seed=1):
+    """Random masks of exactly floor(density * n) per ERK."""
+    masks = masking.dense(params, rule)
+    scores = criteria.random(jax.random.key(seed), masks)
+    return select.top_k_each(scores, allocate.layer_counts(masks, density, "erk"), masks)
+
+
+class Bench(NamedTuple):
+    model: Any
+    method: Any
+    state: Any
+    step: Any
+    update: Any
+    masks: Any
+
+    def run(self, steps, state=None, make=make_batch):
+        """Yields the state after every step, updates included; `make(step)` gives the batches."""
+        state = self.state if state is None else state
+        for _ in range(steps):
+            now = int(state.step)
+            due = self.method.due is not None and self.method.due(now)
+            state, _ = (self.update if due else self.step)(state, make(now))
+            yield state
+
+    def weights(self, state):
+        return self.method.weights(state.trainable, state.method)
+
+    def masks_of(self, state):
+        return self.method.masks(state.trainable, state.method)
+
+
+def make_bench(
+    method="ticket", model="lenet", optimizer=("sgd", 0.9, 5e-4), rate=0.05, masks=start_masks, **step
+):
+    network = make_model(model) if isinstance(model, str) else model
+    method = make_method(method) if isinstance(method, str) else method
+    optimizer = make_optimizer(*optimizer) if type(optimizer) is tuple else optimizer
+    key = states.seed_key(0)
+    params, statistics = states.init_variables(network, key, IMAGE)
+    statistics["image_stats"] = {"m": jnp.full(1, 0.5), "s": jnp.full(1, 0.25)}
+    chosen = masks(params)
+    state = states.make_state(method, optimizer, key, params, chosen, statistics)
+    pair = make_step(network, method, optimizer, schedules.constant(rate), **step)
+    return Bench(network, method, state, *map(jax.jit, pair), chosen)

@@ -1,0 +1,108 @@
+"""The import rule and the purity rule of the design, walked over every file."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "giung2_ext").rglob("*.py"))
+COLUMNS = [{"core"}, {"models", "methods", "data", "storage"}, {"training"}, {"experiments"}, {"scripts"}]
+MAY_ALSO = {"reports": {"core", "storage"}, "scripts": {"reports"}}
+PURE = ("core", "models", "methods")
+IMPURE_IMPORTS = {"os", "sys", "io", "pathlib", "logging", "time", "datetime", "random", "ml_collections",
+                  "orbax", "tensorflow", "clu", "grain", "etils", "tqdm"}  # fmt: skip
+KEY_MAKERS = {"key", "PRNGKey"}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def column_of(package):
+    return next((i for i, column in enumerate(COLUMNS) if package in column), None)
+
+
+def allowed(package, other):
+    if other == package or other in MAY_ALSO.get(package, set()):
+        return True
+    mine, theirs = column_of(package), column_of(other)
+    return mine is not None and theirs is not None and theirs < mine
+
+
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "scripts").glob("*.py"))], ids=lambda p: p.stem)
+def test_imports_point_left(path):
+    package = path.relative_to(ROOT).parts[0]
+    package = path.relative_to(ROOT).parts[1] if package == "giung2_ext" else package
+    for name in imports(path):
+        if name.startswith("giung2_ext.") and not package.endswith(".py"):
+            other = name.split(".")[1]
+            assert allowed(package, other), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_the_rule_refuses_what_points_right():
+    assert not allowed("core", "models")
+    assert not allowed("models", "data")
+    assert not allowed("training", "experiments")
+    assert not allowed("reports", "training")
+
+
+PURE_FILES = [p for p in FILES if p.relative_to(ROOT / "giung2_ext").parts[0] in PURE]
+PURE_FILES.append(ROOT / "giung2_ext/training/step.py")
+
+
+@pytest.mark.parametrize("path", PURE_FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_pure_modules_touch_nothing_outside(path):
+    for name in imports(path):
+        assert name.split(".")[0] not in IMPURE_IMPORTS, f"{path.name} imports {name}"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("print", "open", "input"), f"{path.name}:{node.lineno} calls {called}"
+            maker = called.rsplit(".", 1)[-1]
+            assert not (maker in KEY_MAKERS and "random" in called), (
+                f"{path.name}:{node.lineno} makes a key"
+            )
+
+
+def test_depth_is_at_most_three():
+    assert all(len(path.relative_to(ROOT / "giung2_ext").parts) <= 3 for path in FILES)
+
+
+BARE = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {absent}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+sys.argv = ["train.py", *{arguments!r}]
+import runpy
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+def test_training_on_arrays_needs_no_more_than_jax_flax_optax_orbax_and_ml_collections(
+    image_arrays, tmp_path
+):
+    absent = ("clu", "tensorflow_datasets", "grain", "matplotlib", "tqdm", "sklearn", "torch")
+    arguments = [
+        f"--config={ROOT / 'configs/imp/digits.py'}:smoke",
+        "--config.data.name=arrays",
+        "--config.data.num_classes=3",
+        "--config.data.holdout=20",
+        f"--data_root={image_arrays}",
+        "--optim_ni=4",
+        f"--save={tmp_path / 'run'}",
+    ]
+    code = BARE.format(absent=absent, arguments=arguments, script=str(ROOT / "scripts/train.py"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert (tmp_path / "run/last.ckpt/arrays.npz").exists()

@@ -1,0 +1,105 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import make_method, make_model, start_masks
+
+from giung2_ext.core import schedules
+from giung2_ext.core.errors import Refusal
+from giung2_ext.data import resident
+from giung2_ext.data.sources import digits
+from giung2_ext.training import state as states
+from giung2_ext.training.optimizers import make_optimizer
+from giung2_ext.training.population import Population, stack
+from giung2_ext.training.program import make_program
+from giung2_ext.training.step import make_step
+
+MODEL_OPTIONS = dict(lenet=("lenet", ("adam", 0.9)), convnet=("convnet", ("sgd", 0.9, 5e-4)))
+
+
+def make(members, strategy, devices, model="lenet", method="ticket"):
+    """A program for that many members over digits, and a maker of member i's own state."""
+    name, optimizer = MODEL_OPTIONS[model]
+
+
+    options = dict(hidden=(16, 12)) if model == "lenet" else dict(widths=(4, 6))
+    network = make_model(name, **options).clone(num_classes=10)
+    rule, opt = make_method(method), make_optimizer(*optimizer)
+    pair = make_step(network, rule, opt, schedules.constant(0.003))
+    feed = resident.make_feed(digits.build().split("train"), 60, "crop")
+    population = Population(members, strategy, jax.devices()[:devices])
+    program = make_program(network, rule, pair, feed, population)
+
+    def member(i):
+        key = states.seed_key(i)
+        params, stats = states.init_variables(network, key, (8, 8, 1))
+        stats["image_stats"] = {"m": jnp.zeros(1), "s": jnp.full(1, 16 / 255)}
+        masks = start_masks(params, 0.3 + 0.1 * i, seed=i)  # densities differ between members
+        return states.make_state(rule, opt, key, params, masks, stats).replace(step=None)
+
+    return population, program, population.share(feed.arrays), member
+
+
+def run(steps, members, strategy="map", devices=2, **options):
+    population, program, data, member = make(len(members), strategy, devices, **options)
+    state = population.place(stack([member(i) for i in members])).replace(step=np.int32(0))
+    due = make_method(options.get("method", "ticket")).due or (lambda step: False)
+    while state.step < steps:
+        if due(int(state.step)):
+            state, metrics = program.update(state, data)
+        else:
+            length = next((n for n in range(1, steps - state.step) if due(int(state.step) + n)), None)
+            state, metrics = program.chunk(state, data, length or int(steps - state.step))
+    return population.gather((program.observe(state), metrics))
+
+
+def bits(tree):
+    return [leaf.tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("model", ["lenet", "convnet"])
+def test_member_i_is_the_solo_run_i_bit_for_bit_under_map(model):
+    together = run(30, [0, 1, 2], model=model)
+    for i in range(3):
+        assert bits(together[i]) == bits(run(30, [i], model=model)[0])
+
+
+def test_a_method_with_updates_runs_in_a_population_too():
+    together = run(14, [0, 1, 2], method="rigl")
+    for i in range(3):
+        assert bits(together[i]) == bits(run(14, [i], method="rigl")[0])
+
+
+def test_member_i_is_the_solo_run_i_to_1e_5_over_100_steps_under_vmap():
+    together = run(100, [0, 1, 2], "vmap")
+    for i in range(3):
+        solo = run(100, [i])[0]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), together[i], solo)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_number_of_devices_changes_no_bit_under_map(devices):
+    assert bits(run(10, [0, 1, 2, 3, 4], devices=devices)) == bits(run(10, [0, 1, 2, 3, 4], devices=3))
+
+
+def test_filling_members_are_not_seen_outside():
+    population = Population(3, "map", jax.devices()[:2])
+    placed = population.place({"x": np.arange(3.0)})
+    assert placed["x"].shape == (4,)
+    assert population.trim(placed)["x"].tolist() == [0, 1, 2]
+    assert [m["x"] for m in population.gather(placed)] == [0, 1, 2]
+
+
+def test_chunks_of_any_length_share_one_program_and_cut_nothing():
+    population, program, data, member = make(1, "map", 1)
+    whole = population.place(member(0)).replace(step=np.int32(0))
+    whole, _ = program.chunk(whole, data, 47)  # over two epochs of 20 steps
+    parts = population.place(member(0)).replace(step=np.int32(0))
+    for length in (1, 19, 7, 20):
+        parts, _ = program.chunk(parts, data, length)
+    assert bits(program.observe(whole)) == bits(program.observe(parts))
+
+
+def test_an_unknown_strategy_is_refused():
+    with pytest.raises(Refusal, match="unknown population strategy 'pmap'"):
+        Population(2, "pmap")
