@@ -65,28 +65,32 @@ def main():
 
     calm = digests(root / "calm")
     longest = float(given["within"] or calm_seconds * 0.7)
-    done = rounds = 0
+    done = rounds = continued = 0
     killed = root / "killed_0"
     while True:
         moment = draw.uniform(0.5, longest) if done < kills else None
-        process = subprocess.Popen(chain(killed), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(chain(killed), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
-            _, errors = process.communicate(timeout=moment)
+            said, errors = process.communicate(timeout=moment)
+            continued += said.count("continuing from step")
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            process.communicate()
+            continued += process.communicate()[0].count("continuing from step")
             done += 1
             print(f"kill {done:>2} after {moment:5.1f} s: {len(digests(killed))} names resolve", flush=True)
             continue
         if process.returncode != 0:
-            raise Failure(f"the chain ended with {process.returncode}: {errors.decode()}")
+            raise Failure(f"the chain ended with {process.returncode}: {errors}")
         compare(calm, digests(killed))
         rounds += 1
         print(f"chain {rounds} is complete: all {len(calm)} names are bit-identical", flush=True)
         if done >= kills:
             break
         killed = root / f"killed_{rounds}"
-    print(f"{done} kills in {rounds} chain(s): nothing lost, {len(calm)} tickets as if undisturbed")
+    print(
+        f"{done} kills in {rounds} chain(s), {continued} continuations within a cycle: nothing lost, "
+        f"{len(calm)} tickets as if undisturbed"
+    )
 
 
 def compare(calm: dict[str, str], found: dict[str, str]) -> None:

@@ -1,7 +1,6 @@
 """Eight fake CPU devices, no silent broadcasting, no warnings; fixtures that several folders share."""
 
 import os
-import pathlib
 
 os.environ.pop("JAX_NUM_CPU_DEVICES", None)
 import jax
@@ -12,8 +11,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import numpy as np
 import pytest
-
-REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture

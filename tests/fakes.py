@@ -1,5 +1,6 @@
 """Small real things to train: a network, data, masks, and a bench that steps any method by hand."""
 
+import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from giung2_ext.training import state as states
 from giung2_ext.training.optimizers import make_optimizer
 from giung2_ext.training.step import make_step
 
+REPOSITORY = pathlib.Path(__file__).parents[1]
 IMAGE = (8, 8, 1)
 CLASSES = 5
 

@@ -1,14 +1,13 @@
 """The import rule and the purity rule of the design, walked over every file."""
 
 import ast
-import pathlib
 import subprocess
 import sys
 
 import pytest
+from fakes import REPOSITORY
 
-ROOT = pathlib.Path(__file__).parents[1]
-FILES = sorted((ROOT / "giung2_ext").rglob("*.py"))
+FILES = sorted((REPOSITORY / "giung2_ext").rglob("*.py"))
 COLUMNS = [{"core"}, {"models", "methods", "data", "storage"}, {"training"}, {"experiments"}, {"scripts"}]
 MAY_ALSO = {"reports": {"core", "storage"}, "scripts": {"reports"}}
 PURE = ("core", "models", "methods")
@@ -36,14 +35,16 @@ def allowed(package, other):
     return mine is not None and theirs is not None and theirs < mine
 
 
-@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "scripts").glob("*.py"))], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [*FILES, *sorted((REPOSITORY / "scripts").glob("*.py"))], ids=lambda p: p.stem
+)
 def test_imports_point_left(path):
-    package = path.relative_to(ROOT).parts[0]
-    package = path.relative_to(ROOT).parts[1] if package == "giung2_ext" else package
+    package = path.relative_to(REPOSITORY).parts[0]
+    package = path.relative_to(REPOSITORY).parts[1] if package == "giung2_ext" else package
     for name in imports(path):
         if name.startswith("giung2_ext.") and not package.endswith(".py"):
             other = name.split(".")[1]
-            assert allowed(package, other), f"{path.relative_to(ROOT)} imports {name}"
+            assert allowed(package, other), f"{path.relative_to(REPOSITORY)} imports {name}"
 
 
 def test_the_rule_refuses_what_points_right():
@@ -53,8 +54,8 @@ def test_the_rule_refuses_what_points_right():
     assert not allowed("reports", "training")
 
 
-PURE_FILES = [p for p in FILES if p.relative_to(ROOT / "giung2_ext").parts[0] in PURE]
-PURE_FILES.append(ROOT / "giung2_ext/training/step.py")
+PURE_FILES = [p for p in FILES if p.relative_to(REPOSITORY / "giung2_ext").parts[0] in PURE]
+PURE_FILES.append(REPOSITORY / "giung2_ext/training/step.py")
 
 
 @pytest.mark.parametrize("path", PURE_FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -72,7 +73,7 @@ def test_pure_modules_touch_nothing_outside(path):
 
 
 def test_depth_is_at_most_three():
-    assert all(len(path.relative_to(ROOT / "giung2_ext").parts) <= 3 for path in FILES)
+    assert all(len(path.relative_to(REPOSITORY / "giung2_ext").parts) <= 3 for path in FILES)
 
 
 BARE = """
@@ -93,7 +94,7 @@ def test_training_on_arrays_needs_no_more_than_jax_flax_optax_orbax_and_ml_colle
 ):
     absent = ("clu", "tensorflow_datasets", "grain", "matplotlib", "tqdm", "sklearn", "torch")
     arguments = [
-        f"--config={ROOT / 'configs/imp/digits.py'}:smoke",
+        f"--config={REPOSITORY / 'configs/imp/digits.py'}:smoke",
         "--config.data.name=arrays",
         "--config.data.num_classes=3",
         "--config.data.holdout=20",
@@ -101,8 +102,8 @@ def test_training_on_arrays_needs_no_more_than_jax_flax_optax_orbax_and_ml_colle
         "--optim_ni=4",
         f"--save={tmp_path / 'run'}",
     ]
-    code = BARE.format(absent=absent, arguments=arguments, script=str(ROOT / "scripts/train.py"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    code = BARE.format(absent=absent, arguments=arguments, script=str(REPOSITORY / "scripts/train.py"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert (tmp_path / "run/last.ckpt/arrays.npz").exists()

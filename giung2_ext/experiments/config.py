@@ -7,6 +7,7 @@ the options of that name's `build`, filled in with their defaults.
 
 import importlib.util
 import inspect
+import json
 import pathlib
 from typing import Any
 
@@ -83,14 +84,14 @@ def default_config() -> Config:
 
     c.placement = Config()
     c.placement.data_root = config_dict.placeholder(str)
-    c.placement.num_workers = 32
+    c.placement.num_workers = 32  # for data that is streamed; resident data needs neither
     c.placement.prefetch_factor = 2
     c.placement.log_every = 100  # steps between progress updates, and the longest chunk
     c.placement.save_every_steps = 0  # resumable states; 0: by seconds alone
     c.placement.save_every_seconds = 300.0
     c.placement.keep_states = 2
     c.placement.population = "auto"  # auto | map | vmap
-    c.placement.tensorboard = False
+    c.placement.tensorboard = False  # event files too; needs the extra of that name
     return c
 
 
@@ -159,7 +160,7 @@ def recipe(config: Config) -> dict[str, Any]:
     for key in ("matching_ckpt", "previous_ckpt"):
         if plain["start"][key] is not None:
             plain["start"][key] = tickets.read_meta(plain["start"][key])["digest"]
-    return plain
+    return json.loads(json.dumps(plain))  # as it will be read back: tuples are lists
 
 
 def placement(config: Config) -> dict[str, Any]:

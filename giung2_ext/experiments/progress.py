@@ -33,11 +33,18 @@ class Progress:
         self.trained, self.seconds = 0, 0.0  # steps run by this process, and how long they took
         self._bar: Any = None
         self._since = 0.0
+        self._spoke = time.monotonic()
 
     def line(self, text: str) -> None:
         if self._bar is not None:
             self._bar.clear()
         print(text, flush=True)
+        self._spoke = time.monotonic()
+
+    def sign_of_life(self, text: str) -> None:
+        """A line, if there was none for half a minute: a log of days should show that it lives."""
+        if time.monotonic() - self._spoke > 30:
+            self.line(text)
 
     def open(self, label: str, steps: int, done: int) -> None:
         """Begins one run of the job, `done` of whose `steps` steps a resumed state has already."""
@@ -60,12 +67,13 @@ class Progress:
 
     def close(self) -> None:
         self.seconds += time.monotonic() - self._since
+        self._since = 0.0
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
     def left(self) -> str:
         """Time left for the whole job, from what this process has run so far."""
-        running = time.monotonic() - self._since if self._bar is not None else 0.0
+        running = time.monotonic() - self._since if self._since else 0.0
         rate = self.trained / (self.seconds + running) if self.trained else 0.0
         return clock((self.total - self.done) / rate) if rate else "?"

@@ -18,7 +18,7 @@ from giung2_ext.experiments.setup import Setup, Setups
 from giung2_ext.experiments.start import check_start, start_state
 from giung2_ext.storage import locks, paths, records
 from giung2_ext.storage.checkpoints import StateStore
-from giung2_ext.training.hooks import Keeper, Member
+from giung2_ext.training.hooks import Keeper, Member, Scores
 from giung2_ext.training.loop import NonFinite, run_loop
 from giung2_ext.training.population import stack
 from giung2_ext.training.state import State
@@ -111,7 +111,7 @@ def _train_from(
     state = setup.population.place(state).replace(step=step)
 
     members = [
-        Member(run.folder, lineage, records.MetricsLog(run.folder, step))
+        Member(run.folder, lineage, records.MetricsLog(run.folder, step, where.tensorboard))
         for run, (_, lineage) in zip(runs, starts, strict=True)
     ]
     keeper = Keeper(
@@ -122,6 +122,7 @@ def _train_from(
         config.evaluation.select_on,
         store,
         identity,
+        lambda now, scores: progress.sign_of_life(_scores_line(label, now, scores, progress)),
     )
     if found is not None:
         keeper.recall(found[1])
@@ -160,6 +161,13 @@ def _train_from(
     finally:
         progress.close()
         store.close()
+
+
+def _scores_line(label: str, step: int, scores: list[Scores], progress: Progress) -> str:
+    parts = [f"{label}: step {step:,}"]
+    for split in scores[0]:
+        parts.append(f"{split} {percent([member[split]['accuracy'] for member in scores])}")
+    return " · ".join([*parts, f"{progress.left()} left"])
 
 
 def _diverged(run: Run, step: int) -> Failure:

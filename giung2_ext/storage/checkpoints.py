@@ -49,7 +49,13 @@ class StateStore:
                 options = ocp.CheckpointManagerOptions(
                     max_to_keep=self.keep, enable_async_checkpointing=False, create=True
                 )
-                self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options)
+                handlers = {
+                    "state": ocp.StandardCheckpointHandler(),
+                    "notes": ocp.JsonCheckpointHandler(),
+                }
+                self._manager = ocp.CheckpointManager(
+                    self.folder.resolve(), options=options, item_handlers=handlers
+                )
         return self._manager
 
     def save(self, step: int, tree: Tree, notes: dict[str, Any]) -> None:

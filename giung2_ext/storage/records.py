@@ -76,8 +76,8 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Readable lines `field: old -> new`, for JSON-like trees."""
-    a, b = flatten(json.loads(json.dumps(old))), flatten(json.loads(json.dumps(new)))
+    """Readable lines `field: old -> new`, for JSON trees."""
+    a, b = flatten(old), flatten(new)
     absent = "(absent)"
     return [
         f"{key}: {a.get(key, absent)} -> {b.get(key, absent)}"
@@ -110,15 +110,32 @@ def record_session(folder: epath.Path, recipe: dict[str, Any], session: dict[str
 
 
 class MetricsLog:
-    """metrics.jsonl: appended line by line, cut back to the step that a resumed run starts from."""
+    """metrics.jsonl: appended line by line, cut back to the step that a resumed run starts from.
 
-    def __init__(self, folder: epath.Path, step: int):
+    With `tensorboard` the same numbers are event files in the run's folder, one series a split.
+    """
+
+    def __init__(self, folder: epath.Path, step: int, tensorboard: bool = False):
+        self.events: Any = None
+        if tensorboard:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError:
+                raise Refusal(
+                    "config.placement.tensorboard needs tensorboardX: pip install 'giung2_ext[tensorboard]'"
+                ) from None
+            self.events = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=step + 1)
         self.path = folder / METRICS
         kept = [row for row in read_metrics(folder) if row["step"] <= step] if step else []
         self.text = "".join(json.dumps(row) + "\n" for row in kept)
         paths.write_bytes(self.path, self.text.encode())
 
     def write(self, rows: list[dict[str, Any]]) -> None:
+        if self.events is not None:
+            for row in rows:
+                for name in ("accuracy", "loss"):
+                    self.events.add_scalar(f"{row['split']}/{name}", row[name], row["step"])
+            self.events.flush()
         new = "".join(json.dumps(row) + "\n" for row in rows)
         if paths.is_local(self.path):
             with self.path.open("a") as file:

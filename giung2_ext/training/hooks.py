@@ -5,7 +5,7 @@ The best ticket is chosen by the number of hits on one split, strictly more than
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,15 +61,17 @@ class Keeper:
         select_on: str,
         store: StateStore,
         identity: Any,
+        on_scores: Callable[[int, list[Scores]], None],
     ):
         self.members, self.program, self.population = members, program, population
         self.splits, self.select_on = splits, select_on
-        self.store, self.identity = store, identity
+        self.store, self.identity, self.on_scores = store, identity, on_scores
         self.start: list[Scores] = []
         self.best: list[dict[str, Any]] = [dict(correct=-1, step=-1, digest="") for _ in members]
         self.latest: list[Scores] = []
         self._train: Metrics | None = None
-        self._look: tuple[int, Any] = (-1, None)
+        self._seen: tuple[int, Any] = (-1, None)  # what was observed last, on the device
+        self._held: tuple[int, Any] = (-1, None)  # and on the host, member by member
         self._saved_at = time.monotonic()
 
     def hooks(
@@ -118,6 +120,7 @@ class Keeper:
         self.latest = scores
         if everything:
             self.start = scores
+        self.on_scores(step, scores)
 
     def _consider(self, i: int, step: int, state: State, scores: Scores) -> None:
         hits = scores[self.select_on]["correct"]
@@ -130,26 +133,36 @@ class Keeper:
             self._keep(i, step, state, paths.iteration(step))
 
     def _observe(self, step: int, state: State) -> Any:
-        if self._look[0] != step:
-            self._look = (step, self.program.observe(state))
-        return self._look[1]
+        if self._seen[0] != step:
+            self._seen = (step, self.program.observe(state))
+        return self._seen[1]
+
+    def _hold(self, step: int, state: State) -> Any:
+        if self._held[0] != step:
+            self._held = (step, self.population.gather(self._observe(step, state)))
+        return self._held[1]
 
     def _keep(self, i: int, step: int, state: State, name: str) -> str:
         """Writes member i's ticket, moves the name to it and drops what has lost its last name."""
         folder, lineage, _ = self.members[i]
-        params, masks, statistics = self.population.gather(self._observe(step, state))[i]
+        params, masks, statistics = self._hold(step, state)[i]
         ticket, meta = tickets.write_ticket(folder, params, masks, statistics, lineage | {"step": step})
         tickets.name_ticket(folder, name, ticket)
         tickets.drop_unnamed(folder)
         return meta["digest"]
 
     def save(self, step: int, state: State) -> None:
-        notes = {"identity": self.identity, "best": self.best, "start": self.start}
+        window = None if self._train is None else [field.tolist() for field in self._train]
+        notes = {"identity": self.identity, "best": self.best, "start": self.start, "train": window}
         self.store.save(step, self.population.trim(state.replace(step=None)), notes)
         self._saved_at = time.monotonic()
 
     def recall(self, notes: Mapping[str, Any]) -> None:
+        """Takes up where the run that wrote these notes was saved."""
         self.best, self.start = notes["best"], notes["start"]
+        if notes["train"] is not None:
+            types = [np.asarray(field).dtype for field in Metrics.zeros()]
+            self._train = Metrics(*map(np.asarray, notes["train"], types))
 
     def finish(self, step: int, state: State) -> list[dict[str, Any]]:
         """The last tickets, and the result of every member: scores at the start, best and last."""

@@ -16,10 +16,8 @@ class Counter:
             self.step = step
 
     def metrics(self, start, stop):
-        bad = self.bad_at is not None and start <= self.bad_at < stop
-        return Metrics(
-            np.float32(1), np.int32(0), np.int32(stop - start), np.int32(self.bad_at if bad else -1)
-        )
+        bad = -1 if self.bad_at is None or not start <= self.bad_at < stop else self.bad_at
+        return Metrics(np.float32(1), np.int32(0), np.int32(stop - start), np.int32(bad))
 
     def chunk(self, state, data, length):
         self.calls.append(("chunk", state.step, length))
@@ -32,9 +30,8 @@ class Counter:
 
 def run(program, total=25, start=0, due=None, hooks=(), log_every=100, on_metrics=lambda *a: None):
     state = program.State(start)
-    return loop.run_loop(
-        program, state, None, total=total, due=due, hooks=list(hooks), log_every=log_every, on_metrics=on_metrics
-    )  # fmt: skip
+    how = dict(total=total, due=due, hooks=list(hooks), log_every=log_every, on_metrics=on_metrics)
+    return loop.run_loop(program, state, None, **how)
 
 
 def test_every_step_is_taken_once_and_due_steps_by_the_update():

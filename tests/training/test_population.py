@@ -21,7 +21,6 @@ def make(members, strategy, devices, model="lenet", method="ticket"):
     """A program for that many members over digits, and a maker of member i's own state."""
     name, optimizer = MODEL_OPTIONS[model]
 
-
     options = dict(hidden=(16, 12)) if model == "lenet" else dict(widths=(4, 6))
     network = make_model(name, **options).clone(num_classes=10)
     rule, opt = make_method(method), make_optimizer(*optimizer)

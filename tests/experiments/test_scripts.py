@@ -1,0 +1,136 @@
+"""The scripts as processes: what a person sees, and what bad input and bad luck do."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from fakes import REPOSITORY
+
+from giung2_ext.storage.tickets import read_ticket
+
+DIGITS = f"--config={REPOSITORY / 'configs/imp/digits.py'}:smoke"
+
+
+def one_line(done, status=2):
+    assert done.returncode == status, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in done.stdout
+    return lines[0]
+
+
+def test_the_whole_story_is_told_once_and_quietly(script, tmp_path):
+    done = script("imp", DIGITS, "--save=digits", "--seed=0", "--optim_ni=40")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # piped: no bar, no warning, nothing from the libraries
+    lines = done.stdout.splitlines()
+    assert len(set(filter(None, lines))) == len(list(filter(None, lines)))
+    for cycle in ("000", "001", "002"):
+        assert sum(line.startswith(f"{cycle} ") for line in lines) == 1
+        assert sum(line.startswith(f"|   {cycle} |") for line in lines) == 1
+    report = tmp_path / "digits/report"
+    assert f"report: {report.relative_to(tmp_path)}/" in done.stdout
+    for name in ("report.md", "table.md", "table.csv", "table.tex"):
+        assert (report / name).stat().st_size > 100
+    for figure in ("accuracy", "layers", "overlap"):
+        assert (report / f"figures/{figure}.png").read_bytes().startswith(b"\x89PNG")
+        assert (report / f"figures/{figure}.pdf").read_bytes().startswith(b"%PDF")
+    again = script("report", "digits")
+    assert again.returncode == 0, again.stderr
+    table = [line for line in lines if line.startswith("|")]
+    assert [line for line in again.stdout.splitlines() if line.startswith("|")] == table
+    judged = script("evaluate", "--ckpt=digits/trial_0/002/best_acc.ckpt", "--split=test")
+    assert judged.returncode == 0, judged.stderr
+    assert "0.6400 of the 50,200 prunable weights" in judged.stdout
+
+
+BAD = {
+    ("train",): "--save=DIR is required (if a command spans lines",
+    ("train", "--save=x"): "unknown model 'resnet'; known: convnet, lenet",
+    ("train", "--save=x", DIGITS, "--constant_lr", "true"): "write --constant_lr=true",
+    ("imp", "--save=x", DIGITS, "--optim_nii=3"): "did you mean optim_ni?",
+    ("evaluate",): "--ckpt=PATH of a ticket is required",
+    ("evaluate", "--ckpt=nowhere"): "no checkpoint at nowhere",
+    ("report", "nowhere"): "no finished cycle",
+    ("report",): "usage: python scripts/report.py DIR",
+}
+
+
+@pytest.mark.parametrize("words", BAD, ids=lambda w: " ".join(w[:1] + w[-1:]))
+def test_bad_input_is_one_clear_line(words, script):
+    name, *arguments = words
+    assert BAD[words] in one_line(script(name, *arguments))
+
+
+def test_a_directory_in_use_is_refused(script, tmp_path):
+    from etils import epath
+
+    from giung2_ext.storage import locks
+
+    with locks.locked([epath.Path(tmp_path / "run")]):
+        message = one_line(script("train", DIGITS, "--save=run"))
+    assert f"run is in use by process {os.getpid()}" in message
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(script, tmp_path):
+    """A file-size limit of this process stands for the full disk: the same failure of write()."""
+    flags = (DIGITS, "--save=run", "--seed=1", "--optim_ni=40", "--config.evaluation.every=10")
+    limit = ("bash", "-c", 'ulimit -f 146; exec "$@"', "_")  # KiB, less than a ticket's arrays
+    message = one_line(script("train", *flags, under=limit), status=1)
+    assert "cannot write (File too large)" in message
+    assert not list((tmp_path / "run").glob("*.ckpt"))
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    assert script("train", *flags).returncode == 0
+    assert read_ticket(tmp_path / "run/last.ckpt").meta["step"] == 40
+
+
+def test_a_truly_full_disk_is_told_the_same_way(script, tmp_path):
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)], capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip("needs the right to mount a small file system (2026-11-21: root only)")
+    try:
+        flags = (DIGITS, f"--save={place / 'run'}", "--seed=1", "--optim_ni=40", "--periodic_ckpt=true")
+        message = one_line(
+            script("train", *flags, "--config.tickets.every=10", "--config.evaluation.every=10"), status=1
+        )
+        assert "No space left on device" in message
+        names = list((place / "run").glob("*.ckpt"))
+        assert names
+        assert all(read_ticket(name) for name in names)
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_an_interrupted_run_says_that_it_can_go_on(tmp_path):
+    command = [
+        sys.executable,
+        str(REPOSITORY / "scripts/train.py"),
+        DIGITS,
+        "--save=run",
+        "--optim_ni=2000000",
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "run/metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors.strip() == "error: interrupted; the same command continues"
+
+
+def test_kills_at_random_moments_lose_nothing(script):
+    """The full form is `scripts/torture.py --kills=20` with the digits config."""
+    done = script("torture", "--save=t", "--kills=4", f"{DIGITS}", "--save_every_steps=20", "--seed=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 kills in" in done.stdout
+    assert "nothing lost" in done.stdout

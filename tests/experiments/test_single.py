@@ -1,0 +1,157 @@
+"""One run in its folder: continued, finished, refused; nothing lost."""
+
+import jax
+import numpy as np
+import pytest
+from fakes import REPOSITORY
+
+from giung2_ext.core import masks as masking
+from giung2_ext.core.errors import Failure, Refusal
+from giung2_ext.experiments import evaluate
+from giung2_ext.storage import records
+from giung2_ext.storage.tickets import read_ticket
+from giung2_ext.training import loop
+
+DIGITS = f"--config={REPOSITORY / 'configs/imp/digits.py'}:smoke"
+RUN = (
+    DIGITS,
+    "--seed=5",
+    "--optim_ni=30",
+    "--config.evaluation.every=10",
+    "--config.placement.log_every=5",
+)
+RIGL = ("--config.method.name=rigl", "--config.method.every=4", "--config.method.stop=20",
+        "--config.masks.criterion=random", "--config.masks.density=0.1")  # fmt: skip
+STATES = ("--config.placement.save_every_steps=5",)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(monkeypatch, step):
+    """The process dies, as far as the run can tell, when metrics of `step` come in."""
+    whole = loop.run_loop
+
+    def dying(*args, on_metrics, **options):
+        def watch(now, metrics):
+            if now >= step:
+                raise Stopped
+            on_metrics(now, metrics)
+
+        return whole(*args, on_metrics=watch, **options)
+
+    monkeypatch.setattr("giung2_ext.experiments.single.run_loop", dying)
+
+
+@pytest.mark.parametrize("saves", [STATES, ()], ids=["from a state", "from the start"])
+@pytest.mark.parametrize("method", [(), RIGL], ids=["ticket", "rigl"])
+def test_resumed_is_uninterrupted_bit_for_bit(method, saves, train, tmp_path, monkeypatch, capsys):
+    calm = train(tmp_path / "calm", *RUN, *method)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 20)
+        with pytest.raises(Stopped):
+            train(tmp_path / "cut", *RUN, *method, *saves)
+    assert not (tmp_path / "cut/result.json").exists()
+    capsys.readouterr()
+    resumed = train(tmp_path / "cut", *RUN, *method, *saves)
+    assert ("continuing from step 15" in capsys.readouterr().out) == bool(saves)
+    assert resumed == calm
+    metrics = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("calm", "cut")]
+    assert metrics[0] == metrics[1]
+    assert not (tmp_path / "cut/states").exists()
+
+
+def test_a_finished_run_is_left_alone_and_another_recipe_refused(train, tmp_path, capsys):
+    train(tmp_path / "run", *RUN)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    assert train(tmp_path / "run", *RUN, "--config.placement.log_every=7")["steps"] == 30
+    assert "already finished" in capsys.readouterr().out
+    with pytest.raises(
+        Refusal, match=r"another recipe .*optim\.lr: 0\.0012 -> 0\.01.*Choose another --save"
+    ):
+        train(tmp_path / "run", *RUN, "--optim_lr=0.01")
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+
+
+def test_a_seed_that_is_not_given_is_drawn_recorded_and_used_again(train, tmp_path):
+    flags = (*RUN, "--seed=None")
+    first = train(tmp_path / "a", *flags)
+    assert train(tmp_path / "a", *flags) == first
+    assert records.recorded_recipe(tmp_path / "a")["seed"] == first["seed"]
+    assert train(tmp_path / "b", *flags)["seed"] != first["seed"]
+
+
+def test_the_last_step_is_kept_though_it_is_no_multiple(train, tmp_path):
+    train(tmp_path / "run", *RUN, "--optim_ni=25", "--periodic_ckpt=true", "--config.tickets.every=10")
+    names = sorted(p.name for p in (tmp_path / "run").glob("*.ckpt"))
+    assert names == ["best_acc.ckpt"] + [f"iter_0000{s}.ckpt" for s in ("00", "10", "20", "25")] + [
+        "last.ckpt"
+    ]
+    steps = [row["step"] for row in records.read_metrics(tmp_path / "run")]
+    assert sorted(set(steps)) == [0, 10, 20, 25]
+    assert (
+        read_ticket(tmp_path / "run/last.ckpt").digest
+        == read_ticket(tmp_path / "run/iter_000025.ckpt").digest
+    )
+
+
+def test_no_steps_write_just_step_zero(train, tmp_path):
+    result = train(tmp_path / "run", *RUN, "--optim_ni=0", "--periodic_ckpt=true")
+    tickets = {p.name: read_ticket(p).digest for p in (tmp_path / "run").glob("*.ckpt")}
+    assert sorted(tickets) == ["best_acc.ckpt", "iter_000000.ckpt", "last.ckpt"]
+    assert len(set(tickets.values())) == 1
+    assert result["steps"] == result["best_step"] == 0
+
+
+def test_the_best_ticket_is_the_first_with_the_most_hits_on_the_selection_split(train, tmp_path):
+    result = train(tmp_path / "run", *RUN)
+    rows = records.read_metrics(tmp_path / "run")
+    hits = [(r["step"], r["correct"]) for r in rows if r["split"] == "validation" and r["step"] > 0]
+    most = max(c for _, c in hits)
+    assert result["best_step"] == next(s for s, c in hits if c == most)
+    assert result["scores"]["best"]["validation"]["correct"] == most
+    assert {r["step"] for r in rows if r["split"] == "test"} == {0}  # never looked at while selecting
+    on_test = train(tmp_path / "test", *RUN, "--config.evaluation.select_on=test")
+    assert on_test["selected_on"] == "test"
+
+
+def test_a_loss_that_turns_nan_stops_the_run_and_keeps_what_was_good(train, tmp_path):
+    flags = (*RUN, *STATES, "--config.optim.name=sgd", "--optim_ni=40", "--periodic_ckpt=true",
+             "--config.tickets.every=5", "--config.evaluation.every=5")  # fmt: skip
+    with pytest.raises(
+        Failure, match=r"not finite at step \d+ .*Kept: .*iter_000000\.ckpt.*Try a lower rate"
+    ):
+        train(tmp_path / "run", *flags, "--optim_lr=1e7")
+    kept = [read_ticket(p) for p in (tmp_path / "run").glob("*.ckpt")]
+    assert kept
+    assert all(np.isfinite(leaf).all() for t in kept for leaf in jax.tree.leaves(t.params))
+    assert not (tmp_path / "run/result.json").exists()
+
+
+def test_evaluating_a_ticket_gives_the_number_that_the_run_recorded(train, tmp_path, capsys):
+    result = train(tmp_path / "run", *RUN)
+    for name, when in (("best_acc.ckpt", "best"), ("last.ckpt", "last")):
+        scores = evaluate.evaluate_ticket(str(tmp_path / "run" / name), "test", None, 64)
+        assert scores["accuracy"] == result["scores"][when]["test"]["accuracy"]
+        assert scores["seen"] == 397
+    assert "1.0000 of the 50,200 prunable weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", ["rigl", "jackpots"])
+def test_searching_beats_a_random_mask_of_the_same_density(config, train, tmp_path):
+    path = f"--config={REPOSITORY / 'configs' / config / 'digits.py'}"
+    flags = ["--optim_ni=400", "--config.evaluation.every=200"]
+    if config == "rigl":
+        flags.append("--config.method.stop=300")
+    if config == "jackpots":
+        train(tmp_path / "dense", f"{path}:pretrain", "--optim_ni=300")
+        flags.append(f"--matching_ckpt={tmp_path / 'dense/last.ckpt'}")
+    found = train(tmp_path / "found", path, *flags)
+    without = [f for f in flags if "method" not in f and not (config == "jackpots" and "ni" in f)]
+    control = train(tmp_path / "control", f"{path}:control", *without)
+    assert found["kept"] == control["kept"] == found["prunable"] * 2 // 100
+    gain = found["scores"]["last"]["test"]["accuracy"] - control["scores"]["last"]["test"]["accuracy"]
+    assert gain > 0.10
+    ticket = read_ticket(tmp_path / "found/last.ckpt")
+    assert int(masking.kept(ticket.masks)) == found["kept"]

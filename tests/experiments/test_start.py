@@ -1,0 +1,113 @@
+"""What a run starts from: the rules of matching, previous and ratio, and the rewinding law."""
+
+import numpy as np
+import pytest
+from fakes import REPOSITORY
+
+from giung2_ext.core import masks as masking
+from giung2_ext.core import trees
+from giung2_ext.core.errors import Refusal
+from giung2_ext.storage.tickets import read_ticket
+
+DIGITS = f"--config={REPOSITORY / 'configs/imp/digits.py'}:smoke"
+SHORT = (DIGITS, "--seed=3", "--optim_ni=20", "--config.evaluation.every=10")
+
+
+@pytest.fixture
+def dense(train, tmp_path):
+    """A rewind point at step 20 and a dense run from it."""
+    train(tmp_path / "r", *SHORT, "--periodic_ckpt=true", "--constant_lr=true")
+    point = tmp_path / "r/iter_000020.ckpt"
+    train(tmp_path / "r/000", *SHORT, f"--matching_ckpt={point}", f"--previous_ckpt={point}")
+    return point, tmp_path / "r/000/best_acc.ckpt"
+
+
+def test_before_its_first_step_a_ticket_is_the_rewind_point_under_its_mask(dense, train, tmp_path):
+    point, best = dense
+    flags = (f"--matching_ckpt={point}", f"--previous_ckpt={best}", "--pruning_ratio=0.37")
+    train(tmp_path / "t", *SHORT, *flags, "--periodic_ckpt=true")
+    start, rewind, trained = (read_ticket(p) for p in (tmp_path / "t/iter_000000.ckpt", point, best))
+    expected = masking.apply(start.masks, rewind.params)
+    pairs = zip(trees.present(start.params), trees.present(expected), strict=True)
+    assert all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
+    assert start.meta["kept"] == 50200 * 37 // 100
+    assert bool(masking.nested(start.masks, trained.masks))
+    magnitudes = np.sort(np.concatenate([np.abs(k).ravel() for k in kernels(trained)]))[::-1]
+    cut = magnitudes[start.meta["kept"] - 1]
+    for kernel, mask in zip(kernels(trained), trees.present(start.masks), strict=True):
+        assert (np.abs(kernel)[mask] >= cut).all()
+        assert (np.abs(kernel)[~mask] <= cut).all()
+    assert start.meta["parents"] == {"matching": rewind.digest, "previous": trained.digest}
+
+
+def kernels(ticket):
+    return [leaf for name, leaf in trees.named_leaves(ticket.params).items() if name.endswith("kernel")]
+
+
+def test_a_ratio_of_one_selects_nothing_even_where_kept_weights_are_zero(dense, train, tmp_path):
+    point, best = dense
+    first = (f"--matching_ckpt={point}", f"--previous_ckpt={best}", "--pruning_ratio=0.5")
+    train(tmp_path / "a", *SHORT, *first)
+    mask = read_ticket(tmp_path / "a/last.ckpt").masks
+    again = (f"--matching_ckpt={tmp_path / 'a/last.ckpt'}",)  # alone: its own mask
+    train(tmp_path / "b", *SHORT, *again)
+    train(tmp_path / "c", *SHORT, *again, f"--previous_ckpt={tmp_path / 'a/last.ckpt'}")
+    for run in "bc":
+        found = read_ticket(tmp_path / run / "last.ckpt").masks
+        assert masking.overlap(found, mask) == 1.0
+
+
+BAD = {
+    ("--previous_ckpt=x",): "--previous_ckpt without --matching_ckpt",
+    ("--pruning_ratio=0.8",): "--pruning_ratio=0.8 without --previous_ckpt",
+    ("--matching_ckpt=x", "--pruning_ratio=0.8"): "--pruning_ratio=0.8 without --previous_ckpt",
+    ("--matching_ckpt=x", "--previous_ckpt=x", "--pruning_ratio=1.2"): r"must be in \(0, 1\], got 1.2",
+    ("--matching_ckpt=x", "--previous_ckpt=x", "--pruning_ratio=0"): r"must be in \(0, 1\], got 0",
+    ("--matching_ckpt=nowhere/last.ckpt",): "no checkpoint at nowhere/last.ckpt",
+    ("--config.masks.density=0.5",): "needs a config.masks.criterion",
+    ("--config.masks.criterion=magnitud",): "unknown criterion 'magnitud'",
+    ("--config.masks.prunable=conv",): "finds nothing to prune",
+    ("--batch_size=5000",): r"batch_size must be in 1..1200",
+    ("--config.evaluation.every=0",): "config.evaluation.every must be at least 1, got 0",
+}
+
+
+@pytest.mark.parametrize("flags", BAD, ids=lambda f: f[-1])
+def test_a_start_that_means_nothing_is_refused_and_leaves_no_result(flags, train, tmp_path):
+    with pytest.raises(Refusal, match=BAD[flags]):
+        train(tmp_path / "run", *SHORT, *flags)
+    assert not (tmp_path / "run/last.ckpt").exists()
+
+
+def test_a_checkpoint_of_another_architecture_names_the_first_leaf(dense, train, tmp_path):
+    point, _ = dense
+    with pytest.raises(
+        Refusal, match=r"another architecture: 'Dense_0/bias' has shape \(300,\), expected \(20,\)"
+    ):
+        train(tmp_path / "x", *SHORT, f"--matching_ckpt={point}", "--config.model.hidden=20,10")
+    with pytest.raises(Refusal, match=r"another config\.masks\.prunable"):
+        train(tmp_path / "x", *SHORT, f"--matching_ckpt={point}", "--config.masks.prunable=body")
+
+
+def test_a_truncated_checkpoint_is_refused(dense, train, tmp_path):
+    point, _ = dense
+    arrays = point / "arrays.npz"
+    arrays.write_bytes(arrays.read_bytes()[:-100])
+    with pytest.raises(Refusal, match="is damaged"):
+        train(tmp_path / "x", *SHORT, f"--matching_ckpt={point}")
+
+
+def test_batch_statistics_are_reset_or_rewound_as_told(train, image_arrays, tmp_path):
+    flags = (
+        *SHORT, "--data_name=arrays", f"--data_root={image_arrays}", "--config.data.num_classes=3",
+        "--config.data.holdout=20", "--config.model.name=convnet", "--optim_ni=6", "--batch_size=20",
+        "--config.model.widths=4,6", "--config.masks.prunable=conv",
+    )  # fmt: skip
+    train(tmp_path / "a", *flags)
+    trained = read_ticket(tmp_path / "a/last.ckpt").statistics["batch_stats"]
+    for rule in ("reset", "rewind"):
+        again = (f"--matching_ckpt={tmp_path / 'a/last.ckpt'}", "--periodic_ckpt=true")
+        train(tmp_path / rule, *flags, *again, f"--config.start.batch_stats={rule}")
+        start = read_ticket(tmp_path / rule / "iter_000000.ckpt").statistics["batch_stats"]
+        mean = start["BatchNorm_0"]["mean"]
+        assert np.array_equal(mean, trained["BatchNorm_0"]["mean"] if rule == "rewind" else np.zeros(4))
