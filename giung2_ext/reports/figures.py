@@ -30,7 +30,7 @@ def draw_all(points: Sequence[Any], masks: Mapping[Any, Any], folder: epath.Path
         "overlap": lambda figure: draw_overlap(figure, masks),
     }
     for name, draw in figures.items():
-        figure = Figure(figsize=(9, 4) if name == "overlap" else (6.4, 4.2), layout="constrained")
+        figure = Figure(figsize=(6.4, 4.2) if name == "layers" else (9, 4), layout="constrained")
         draw(figure)
         for kind in ("png", "pdf"):
             with (folder / f"{name}.{kind}").open("wb") as file:
@@ -58,22 +58,30 @@ def _density_axis(axes: Any, densities: Sequence[float]) -> None:
 
 
 def draw_accuracy(figure: Any, points: Sequence[Any]) -> None:
-    """Test accuracy against density: tickets, arms, and tickets before their first step."""
+    """Left: trained tickets and arms, with the dense accuracy. Right: tickets before their first step."""
     arms = sorted({p.arm for p in points if p.arm})
     trials = len({p.trial for p in points})
-    axes = figure.subplots()
-    curves = [("tickets", "", "best"), *((arm, arm, "best") for arm in arms)]
-    curves.append(("tickets, iteration 0", "", "start"))
-    for (label, arm, when), (marker, line, colour) in zip(curves, itertools.cycle(STYLES)):
-        density, mean, sd = _curve(points, arm, when)
-        axes.plot(density, mean, line, marker=marker, ms=4, color=colour, label=label)
-        if trials > 1:
-            axes.fill_between(density, mean - sd, mean + sd, color=colour, alpha=0.18, lw=0)
-    _density_axis(axes, [p.density for p in points])
-    axes.set_ylabel("test accuracy (%)")
+    trained, untrained = figure.subplots(1, 2)
+    for (marker, line, colour), arm in zip(STYLES, ["", *arms], strict=False):
+        _draw_curve(trained, points, arm, "best", arm or "tickets", marker=marker, ls=line, color=colour)
+    dense = [p.accuracy("best") for p in points if p.arm == "" and p.density == 1]
+    if dense:
+        trained.axhline(np.mean(dense), color="0.5", lw=1, ls=":", label="dense")
+    marker, line, colour = STYLES[2]
+    _draw_curve(untrained, points, "", "start", "tickets", marker=marker, ls=line, color=colour)
     spread = f"mean ± sd of {trials} trials" if trials > 1 else "one trial"
-    axes.set_title(f"Accuracy against density, {spread}", fontsize=10)
-    axes.legend(frameon=False, fontsize=9)
+    for axes, when in ((trained, "trained"), (untrained, "iteration 0")):
+        _density_axis(axes, [p.density for p in points])
+        axes.set_ylabel("test accuracy (%)")
+        axes.set_title(f"{when}, {spread}", fontsize=10)
+        axes.legend(frameon=False, fontsize=9)
+
+
+def _draw_curve(axes: Any, points: Sequence[Any], arm: str, when: str, label: str, **style: Any) -> None:
+    density, mean, sd = _curve(points, arm, when)
+    axes.plot(density, mean, ms=4, label=label, **style)
+    if sd.any():
+        axes.fill_between(density, mean - sd, mean + sd, color=style["color"], alpha=0.18, lw=0)
 
 
 def draw_layers(figure: Any, points: Sequence[Any]) -> None:
@@ -134,8 +142,8 @@ def draw_overlap(figure: Any, masks: Mapping[tuple[int, int], Any]) -> None:
     left.set_yticks(range(0, len(cycles), 3), cycles[::3])
     left.set_xlabel("cycle")
     left.set_ylabel("cycle")
-    left.set_title("Overlap between cycles", fontsize=10)
-    figure.colorbar(image, ax=left, label="|a and b| / |a or b|", shrink=0.8)
+    left.set_title("Overlap |a and b| / |a or b| between cycles", fontsize=10)
+    figure.colorbar(image, ax=left, shrink=0.8)
     if not right:
         return
     pairs = list(itertools.combinations(trials, 2))
@@ -148,6 +156,7 @@ def draw_overlap(figure: Any, masks: Mapping[tuple[int, int], Any]) -> None:
     axes.fill_between(whole, np.min(measured, 1), np.max(measured, 1), color=STYLES[0][2], alpha=0.18)
     axes.plot(whole, chance, "--", color="0.4", label="chance, same layer densities")
     axes.set_yscale("log")
+    axes.set_xticks(whole[::3])
     axes.set_xlabel("cycle")
     axes.set_ylabel("|a and b| / |a or b|")
     axes.set_title(f"Overlap between {len(trials)} trials", fontsize=10)

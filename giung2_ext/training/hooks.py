@@ -161,8 +161,8 @@ class Keeper:
         """Takes up where the run that wrote these notes was saved."""
         self.best, self.start = notes["best"], notes["start"]
         if notes["train"] is not None:
-            types = [np.asarray(field).dtype for field in Metrics.zeros()]
-            self._train = Metrics(*map(np.asarray, notes["train"], types))
+            like = jax.device_get(Metrics.zeros())
+            self._train = jax.tree.map(lambda z, v: np.asarray(v, z.dtype), like, Metrics(*notes["train"]))
 
     def finish(self, step: int, state: State) -> list[dict[str, Any]]:
         """The last tickets, and the result of every member: scores at the start, best and last."""

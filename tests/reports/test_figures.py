@@ -1,0 +1,174 @@
+"""Figures show the numbers of the results, as files that can be opened."""
+
+import os
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from etils import epath
+
+from giung2_ext.core import masks as masking
+from giung2_ext.reports import chain, figures
+from giung2_ext.storage import paths, records, tickets
+
+SHAPES = {"fc": (30, 20), "cls": (20, 4)}
+DENSITIES = {"fc": 0.5, "cls": 0.75}
+
+
+def make_masks(trial, cycle):
+    """Density 1 at cycle 0 and less in every further one; nested."""
+    draw = np.random.default_rng(trial)
+    kept = {name: draw.random(shape) < DENSITIES[name] ** cycle for name, shape in SHAPES.items()}
+    return {name: {"kernel": mask, "bias": None} for name, mask in kept.items()}
+
+
+def make_chain(folder, trials):
+    """A chain's folders as a run leaves them: tickets with a best, results, and one arm."""
+    for t in range(trials):
+        base = folder / f"trial_{t}" if trials > 1 else folder
+        for place, cycle in (("000", 0), ("001", 1), ("002", 2), ("reinit/001", 1)):
+            run, masks = base / place, make_masks(t, cycle)
+            params = {
+                name: {"kernel": mask["kernel"] * 2.0, "bias": np.ones(4)} for name, mask in masks.items()
+            }
+            path, meta = tickets.write_ticket(run, params, masks, {}, {"seed": t, "arm": place})
+            tickets.name_ticket(run, paths.BEST, path)
+            accuracy = 0.9 - 0.1 * cycle + 0.01 * t - 0.2 * ("reinit" in place)
+            scores = {
+                when: {"test": {"accuracy": accuracy - less, "correct": 1, "seen": 1397}}
+                for when, less in (("start", 0.4), ("best", 0.0), ("last", 0.01))
+            }
+            counts = {key: meta[key] for key in ("kept", "prunable", "parameters", "layers")}
+            records.write_result(run, {"scores": scores, "selected_on": "validation", **counts})
+    return chain.read_chain(folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return epath.Path(tmp_path) / "chain"
+
+
+@pytest.fixture
+def figure():
+    return pytest.importorskip("matplotlib.figure").Figure(layout="constrained")
+
+
+def contents(folder):
+    root = pathlib.Path(folder)
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def lines(axes):
+    return {line.get_label(): line.get_xydata() for line in axes.get_lines()}
+
+
+def test_chance_overlap_is_what_independent_masks_have_on_average():
+    draw = np.random.default_rng(0)
+    densities = [(0.1, 0.3, (40, 50)), (0.8, 0.6, (30, 10)), (0.05, 0.02, (25,))]
+
+    def exact(density, shape):  # a mask with exactly this density
+        kept = np.arange(np.prod(shape)) < density * np.prod(shape)
+        return draw.permutation(kept).reshape(shape)
+
+    pairs = [
+        ([exact(a, shape) for a, _, shape in densities], [exact(b, shape) for _, b, shape in densities])
+        for _ in range(400)
+    ]
+    measured = np.array([masking.overlap(a, b) for a, b in pairs])
+    expected = figures.chance_overlap(*pairs[0])
+    assert abs(measured.mean() - expected) < 4 * measured.std() / np.sqrt(len(measured)) + 1e-4
+    assert measured.std() < 0.1 * expected  # so the tolerance is a real one
+
+
+def test_chance_overlap_is_exact_where_chance_has_no_say():
+    ones, zeros = np.ones((4, 5), bool), np.zeros((4, 5), bool)
+    half = np.arange(20).reshape(4, 5) < 10
+    assert figures.chance_overlap({"a": ones, "b": None}, {"a": ones, "b": None}) == 1
+    assert figures.chance_overlap([ones, zeros], [zeros, ones]) == 0
+    assert figures.chance_overlap([ones, ones], [half, zeros]) == 10 / 40
+    assert figures.chance_overlap([half], [half]) == pytest.approx(5 / 15)
+
+
+@pytest.mark.parametrize("trials", [1, 3])
+def test_accuracy_curves_are_the_results(trials, folder, figure):
+    points = make_chain(folder, trials)
+    figures.draw_accuracy(figure, points)
+    trained, untrained = (lines(axes) for axes in figure.axes)
+    density, shift = [points[c].density for c in range(3)], np.mean(range(trials))
+    assert density[0] == 1
+    assert trained["tickets"] == pytest.approx(np.c_[density, np.array([90, 80, 70]) + shift])
+    assert trained["reinit"] == pytest.approx(np.c_[density[1], 60 + shift])
+    assert trained["dense"][:, 1] == pytest.approx(90 + shift)
+    assert untrained["tickets"] == pytest.approx(np.c_[density, np.array([50, 40, 30]) + shift])
+    for axes in figure.axes:
+        assert axes.get_xlim()[0] > axes.get_xlim()[1]  # dense at the left
+    bands = [band.get_paths()[0].vertices[:, 1] for band in figure.axes[0].collections]
+    assert len(bands) == (2 if trials > 1 else 0)
+    if bands:  # the deviation of 0, 1, 2 is 1
+        assert [bands[0].min(), bands[0].max()] == pytest.approx([70, 92])
+
+
+def test_layer_curves_are_kept_shares_averaged_over_trials(folder, figure):
+    points = make_chain(folder, 2)
+    figures.draw_layers(figure, points)
+    curves = lines(figure.axes[0])
+    assert set(curves) == {"fc", "cls", "whole network"}
+    for name in ("fc", "cls"):
+        shares = [np.mean([make_masks(t, c)[name]["kernel"].mean() for t in range(2)]) for c in range(3)]
+        assert curves[name][:, 1] == pytest.approx(np.array(shares))
+
+
+def test_overlap_shows_cycles_of_one_trial_and_chance_between_trials(folder, figure):
+    points = make_chain(folder, 2)
+    masks = chain.read_masks(points)
+    assert set(masks) == {(t, c) for t in range(2) for c in range(3)}  # the arm shares them
+    figures.draw_overlap(figure, masks)
+    left, right = figure.axes[:2]
+    grid = np.asarray(left.get_images()[0].get_array())
+    expected = [
+        [np.mean([masking.overlap(make_masks(t, a), make_masks(t, b)) for t in range(2)]) for b in range(3)]
+        for a in range(3)
+    ]
+    assert grid == pytest.approx(np.array(expected))
+    between = [masking.overlap(make_masks(0, c), make_masks(1, c)) for c in range(3)]
+    assert lines(right)["measured"] == pytest.approx(np.c_[range(3), between])
+    chance = next(curve for label, curve in lines(right).items() if label.startswith("chance"))
+    assert chance[0, 1] == 1
+    assert chance[:, 1] == pytest.approx(np.array(between), abs=0.08)  # these masks are independent
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_a_report_is_files_that_open_and_changes_nothing_else(trials, folder, capsys):
+    image = pytest.importorskip("matplotlib.image")
+    make_chain(folder, trials)
+    before = contents(folder)
+    report = chain.write_report(os.fspath(folder))
+    after = contents(folder)
+    drawn = {
+        f"figures/{name}.{kind}" for name in ("accuracy", "layers", "overlap") for kind in ("png", "pdf")
+    }
+    tables = {"report.md", "table.md", "table.csv", "table.tex"}
+    assert set(after) - set(before) == {f"report/{name}" for name in tables | drawn}
+    assert {name: after[name] for name in before} == before
+    for name in sorted(drawn):
+        content = (report / name).read_bytes()
+        if name.endswith("pdf"):
+            assert content.startswith(b"%PDF-")
+            assert content.rstrip().endswith(b"%%EOF")
+        else:
+            assert content.startswith(b"\x89PNG\r\n\x1a\n")
+            assert image.imread(os.fspath(report / name))[..., :3].std() > 0.02  # not blank
+    text = (report / "report.md").read_text()
+    assert (report / "table.md").read_text() in text
+    assert all(f"({name})" in text for name in drawn if name.endswith("png"))
+    assert (report / "table.md").read_text() in capsys.readouterr().out
+
+
+def test_without_matplotlib_there_are_tables_and_a_word_on_figures(folder, monkeypatch, capsys):
+    make_chain(folder, 1)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    report = chain.write_report(folder)
+    assert "no figures: matplotlib is missing" in capsys.readouterr().out
+    assert list((report / "figures").iterdir()) == []
+    assert "![" not in (report / "report.md").read_text()

@@ -1,0 +1,145 @@
+"""Tables say exactly what results say, in three forms that can be read back."""
+
+import csv
+import io
+import re
+import statistics
+
+import pytest
+from etils import epath
+
+from giung2_ext.core.errors import Refusal
+from giung2_ext.reports import chain, tables
+from giung2_ext.storage import records
+
+
+def make_result(kept, best, start=0.1, selected_on="validation"):
+    def scores(accuracy):
+        return {"test": {"accuracy": accuracy, "correct": 0, "seen": 1397}}
+
+    return {
+        "kept": kept,
+        "prunable": 1000,
+        "parameters": 1250,
+        "layers": {"fc/kernel": [kept - 10, 900], "cls/kernel": [10, 100]},
+        "selected_on": selected_on,
+        "scores": {"start": scores(start), "best": scores(best), "last": scores(best - 0.01)},
+    }
+
+
+def make_points(trials=3):
+    """Two cycles of tickets, and an arm that has only the second."""
+    points = []
+    for t in range(trials):
+        for cycle, kept in ((0, 1000), (1, 800 + t)):
+            points.append(
+                chain.Point(t, "", cycle, None, make_result(kept, 0.90 + 0.02 * t, 0.1 + 0.01 * t))
+            )
+        points.append(chain.Point(t, "re_init", 1, None, make_result(800 + t, 0.5 + 0.1 * t)))
+    return points
+
+
+def test_cells_are_exact_means_and_sample_deviations():
+    assert tables.chain_table(make_points()) == [
+        [
+            "cycle",
+            "weights left",
+            "density",
+            "density of all",
+            "test % at iteration 0",
+            "test %",
+            "re_init test %",
+        ],
+        ["000", "1,000", "1.0000", "1.0000", "11.00 ± 1.00", "92.00 ± 2.00", "–"],
+        ["001", "800–802", "0.8000", "0.8400", "11.00 ± 1.00", "92.00 ± 2.00", "60.00 ± 10.00"],
+    ]
+
+
+def test_a_single_trial_has_no_spread_and_no_trial_a_dash():
+    row = tables.chain_table(make_points(trials=1))[2]
+    assert row == ["001", "800", "0.8000", "0.8400", "10.00", "90.00", "50.00"]
+    assert tables.spread([]) == "–"
+    values = [97.1, 98.4, 98.4, 96.25]
+    assert tables.spread(values) == f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def test_an_arm_without_a_ticket_cycle_adds_no_row():
+    points = [*make_points(), chain.Point(0, "re_init", 2, None, make_result(640, 0.4))]
+    assert [row[0] for row in tables.chain_table(points)] == ["cycle", "000", "001"]
+
+
+def test_csv_parses_back_into_the_numbers():
+    rows = list(csv.DictReader(io.StringIO(tables.to_csv(tables.chain_table(make_points())))))
+    assert len(rows[0]) == 10
+    assert [float(row["density"]) for row in rows] == [1.0, 0.8]
+    assert int(rows[0]["weights left"]) == 1000
+    assert [(float(row["test %"]), float(row["test % sd"])) for row in rows] == [(92, 2), (92, 2)]
+    assert (rows[0]["re_init test %"], rows[0]["re_init test % sd"]) == ("", "")
+    assert (rows[1]["re_init test %"], rows[1]["re_init test % sd"]) == ("60.00", "10.00")
+    single = list(csv.DictReader(io.StringIO(tables.to_csv(tables.chain_table(make_points(1))))))
+    assert (single[1]["test %"], single[1]["test % sd"]) == ("90.00", "")
+
+
+def test_latex_is_balanced_escaped_and_of_equal_columns():
+    table = tables.chain_table(make_points())
+    text = tables.to_latex(table)
+    assert re.findall(r"\\(begin|end){tabular}", text) == ["begin", "end"]
+    assert text.isascii()
+    assert not re.search(r"(?<!\\)[%_#]", text)  # else a comment, a subscript or an error
+    assert text.count("$") == 2 * text.count(r"$\pm$") == 2 * 5
+    columns = re.search(r"\\begin{tabular}{(r+)}", text)[1]
+    rows = [line for line in text.splitlines() if line.endswith(r" \\")]
+    assert len(rows) == len(table)
+    assert {row.count("&") + 1 for row in rows} == {len(columns)} == {len(table[0])}
+    assert rows[1].endswith(r"92.00 $\pm$ 2.00 & -- \\")
+
+
+def test_markdown_lines_up():
+    table = tables.chain_table(make_points())
+    lines = tables.to_markdown(table).splitlines()
+    assert len(lines) == len(table) + 1
+    assert len({len(line) for line in lines}) == 1
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [cells[0], *cells[2:]] == table
+    assert all(re.fullmatch(r"-+:", cell) for cell in cells[1])
+
+
+def test_a_chain_is_read_from_its_finished_cycles(tmp_path):
+    for place in ("trial_0/000", "trial_0/001", "trial_0/reinit/001", "trial_2/000", "trial_10/000"):
+        folder = epath.Path(tmp_path) / place
+        folder.mkdir(parents=True)
+        kept = 700 + int(place.split("/")[0].split("_")[1])
+        records.write_result(folder, make_result(kept, 0.9))
+    for unfinished in ("trial_0/002", "trial_0/tickets", "trial_0/reinit/002"):
+        (tmp_path / unfinished).mkdir()
+    points = chain.read_chain(epath.Path(tmp_path))
+    found = [(p.trial, p.arm, p.cycle, p.result["kept"]) for p in points]
+    assert found == [
+        (0, "", 0, 700),
+        (0, "", 1, 700),
+        (0, "reinit", 1, 700),
+        (1, "", 0, 702),
+        (2, "", 0, 710),
+    ]
+    assert points[0].density == 0.7
+    assert [points[0].accuracy(when) for when in ("start", "best", "last")] == pytest.approx([10, 90, 89])
+    one = chain.read_chain(epath.Path(tmp_path) / "trial_0")
+    assert [(p.trial, p.arm, p.cycle) for p in one] == [(0, "", 0), (0, "", 1), (0, "reinit", 1)]
+
+
+def test_a_folder_without_finished_cycles_is_refused(tmp_path):
+    (tmp_path / "000").mkdir()
+    with pytest.raises(Refusal, match=f"no finished cycle .* below {re.escape(str(tmp_path))}"):
+        chain.read_chain(epath.Path(tmp_path))
+
+
+def test_notes_say_what_was_measured_and_warn_of_selection_on_test():
+    calm = "\n".join(chain.notes(make_points()))
+    assert "1,397 test images" in calm
+    assert "selected on validation" in calm
+    assert "over 3 trials" in calm
+    assert "Warning" not in calm
+    result = make_result(900, 0.9, selected_on="test")
+    alone = "\n".join(chain.notes([chain.Point(0, "", 0, None, result)]))
+    assert "One trial" in alone
+    assert "Warning: selected on the test split" in alone
