@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -15,17 +16,26 @@ def names(package: ModuleType) -> list[str]:
     return sorted(name for name in found if not name.startswith("_"))
 
 
-def build(package: ModuleType, kind: str, name: str, /, **options: Any) -> Any:
-    """Calls `build` of the module `name` in `package`; unknown names and options are refused."""
+def maker(package: ModuleType, kind: str, name: str) -> Callable[..., Any]:
+    """The `build` of the module `name`; an unknown name is refused."""
     known = names(package)
     if name not in known:
         raise unknown(kind, name, known)
-    maker = importlib.import_module(f"{package.__name__}.{name}").build
-    accepted = list(inspect.signature(maker).parameters)
-    for option in options:
+    return importlib.import_module(f"{package.__name__}.{name}").build
+
+
+def check_options(kind: str, name: str, given: Iterable[str], accepted: Iterable[str]) -> None:
+    accepted = list(accepted)
+    for option in given:
         if option not in accepted:
             raise Refusal(
-                f"{kind} {name!r} takes no option {option!r}; it takes: {', '.join(accepted)}"
+                f"{kind} {name!r} takes no option {option!r}; it takes: {', '.join(accepted) or 'none'}"
                 f"{did_you_mean(option, accepted)}"
             )
-    return maker(**options)
+
+
+def build(package: ModuleType, kind: str, name: str, /, **options: Any) -> Any:
+    """Calls `build` of the module `name` in `package`; unknown names and options are refused."""
+    make = maker(package, kind, name)
+    check_options(kind, name, options, inspect.signature(make).parameters)
+    return make(**options)

@@ -37,5 +37,6 @@ def check_split(name: str, images: np.ndarray, labels: np.ndarray, num_classes: 
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise Refusal(f"{name} labels must be {images.shape[0]} integers, got {labels.dtype}{labels.shape}")
     if not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
-        raise Refusal(f"{name} labels must be in 0..{num_classes - 1} and not be empty")
+        found = f"{labels.min()}..{labels.max()}" if len(labels) else "none"
+        raise Refusal(f"{name} labels must be in 0..{num_classes - 1}, got {found}")
     return Split(images, labels.astype(np.int32))

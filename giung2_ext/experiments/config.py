@@ -28,6 +28,7 @@ CHOICES = {
     "data": giung2_ext.data.sources,
     "method": giung2_ext.methods,
 }
+KINDS = {"model": "model", "data": "data source", "method": "method"}  # in messages
 SUPPLIED = {"model": "num_classes", "data": "root"}  # what the suite itself passes to a build
 
 
@@ -96,26 +97,19 @@ def default_config() -> Config:
 
 
 def _options(section: str, name: str) -> dict[str, inspect.Parameter]:
-    package = CHOICES[section]
-    known = discovery.names(package)
-    if name not in known:
-        kind = {"data": "data source"}.get(section, section)
-        raise discovery.unknown(kind, name, known)
-    maker = importlib.import_module(f"{package.__name__}.{name}").build
-    parameters = inspect.signature(maker).parameters
+    """What a config can say of a choice: the options of its `build` that the suite does not supply."""
+    make = discovery.maker(CHOICES[section], KINDS[section], name)
+    parameters = inspect.signature(make).parameters
     return {k: p for k, p in parameters.items() if k != SUPPLIED.get(section)}
 
 
 def complete(config: Config) -> Config:
     """Fills every choice with the defaults of its options and refuses options it does not take."""
     for section in CHOICES:
-        options = _options(section, config[section].name)
-        for key in config[section]:
-            if key != "name" and key not in options:
-                raise Refusal(
-                    f"{section} {config[section].name!r} takes no option {key!r}; it takes: "
-                    f"{', '.join(options) or 'none'}{did_you_mean(key, options)}"
-                )
+        name = config[section].name
+        options = _options(section, name)
+        given = (key for key in config[section] if key != "name")
+        discovery.check_options(KINDS[section], name, given, options)
         with config.unlocked():
             for key, parameter in options.items():
                 if key not in config[section]:

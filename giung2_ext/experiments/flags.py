@@ -8,7 +8,7 @@ import ast
 from typing import Any
 
 from giung2_ext.core.errors import Refusal, did_you_mean
-from giung2_ext.experiments.config import CHOICES, Config, complete, load_config
+from giung2_ext.experiments.config import CHOICES, Config, complete, default_config, load_config
 
 ORIGINAL_FLAGS = {
     "data_root": "placement.data_root",
@@ -175,15 +175,12 @@ def parse_own(arguments: list[str], own: dict[str, str | None]) -> dict[str, str
 
 
 def usage(doc: str, extra: dict[str, str | None], table: dict[str, str] = ORIGINAL_FLAGS) -> str:
-    """What --help prints: the script's own flags, then every original flag with its field."""
-    lines = [
-        doc.strip(),
-        "",
-        "flags:",
-        "  --config=FILE[:ARG,…]  (default: configs/imagenet2012.py)",
-    ]
+    """What --help prints: the script's own flags, every field and the original flag that sets it."""
+    short = {field: f"--{flag}" for flag, field in table.items()}
+    lines = [doc.strip(), "", "  --config=FILE[:ARG,…]  (default: configs/imagenet2012.py)"]
     lines += [f"  --{name}={default or '…'}" for name, default in extra.items()]
-    lines += ["", "flags of the original suite, and the fields that they set:"]
-    lines += [f"  --{flag:<24} --config.{field}" for flag, field in table.items()]
-    lines += ["", "every field of the config can be set as --config.FIELD=VALUE"]
+    lines += ["", "every field of the config, with the default that a config file may change:"]
+    for field, value in fields(default_config()).items():
+        lines.append(f"  {f'--config.{field}={value}':<44} {short.get(field, '')}".rstrip())
+    lines += ["", "model, data and method also take the options of the one that is named"]
     return "\n".join(lines)

@@ -31,9 +31,9 @@ class Point(NamedTuple):
 
 def read_chain(folder: epath.Path) -> list[Point]:
     """Every finished cycle below a chain's folder, with one trial or several."""
-    bases = sorted(folder.glob("trial_*"), key=lambda p: int(p.name.split("_")[1])) or [folder]
+    bases = {int(p.name[6:]): p for p in folder.glob("trial_*") if p.name[6:].isdigit()} or {0: folder}
     points = []
-    for trial, base in enumerate(bases):
+    for trial, base in sorted(bases.items()):
         arms = [p.parent for p in base.glob("*/001") if not p.parent.name.isdigit()]
         for chain in [base, *sorted(arms)]:
             for cycle in sorted(chain.glob("[0-9][0-9][0-9]")):

@@ -62,7 +62,7 @@ def draw_accuracy(figure: Any, points: Sequence[Any]) -> None:
     arms = sorted({p.arm for p in points if p.arm})
     trials = len({p.trial for p in points})
     trained, untrained = figure.subplots(1, 2)
-    for (marker, line, colour), arm in zip(STYLES, ["", *arms], strict=False):
+    for (marker, line, colour), arm in zip(itertools.cycle(STYLES), ["", *arms]):
         _draw_curve(trained, points, arm, "best", arm or "tickets", marker=marker, ls=line, color=colour)
     dense = [p.accuracy("best") for p in points if p.arm == "" and p.density == 1]
     if dense:
@@ -114,26 +114,18 @@ def chance_overlap(a: Any, b: Any) -> float:
     """Expected |a and b| / |a or b| of masks with these per-layer densities, drawn independently."""
     pairs = list(zip(trees.present(a), trees.present(b), strict=True))
     both = sum(float(x.mean()) * float(y.mean()) * x.size for x, y in pairs)
-    return both / (sum(float(x.sum()) + float(y.sum()) for x, y in pairs) - both)
+    either = sum(float(x.sum()) + float(y.sum()) for x, y in pairs) - both
+    return both / either if either else 1.0
 
 
 def draw_overlap(figure: Any, masks: Mapping[tuple[int, int], Any]) -> None:
     """Left: overlap between cycles of one trial. Right: between trials at one cycle, and chance."""
     trials = sorted({trial for trial, _ in masks})
-    cycles = sorted({cycle for _, cycle in masks})
+    cycles = sorted({cycle for _, cycle in masks if all((trial, cycle) in masks for trial in trials)})
     left, *right = figure.subplots(1, 2 if len(trials) > 1 else 1, squeeze=False)[0]
     grid = np.array(
         [
-            [
-                np.mean(
-                    [
-                        masking.overlap(masks[t, a], masks[t, b])
-                        for t in trials
-                        if (t, a) in masks and (t, b) in masks
-                    ]
-                )
-                for b in cycles
-            ]
+            [np.mean([masking.overlap(masks[t, a], masks[t, b]) for t in trials]) for b in cycles]
             for a in cycles
         ]
     )
@@ -147,16 +139,15 @@ def draw_overlap(figure: Any, masks: Mapping[tuple[int, int], Any]) -> None:
     if not right:
         return
     pairs = list(itertools.combinations(trials, 2))
-    whole = [c for c in cycles if all((t, c) in masks for t in trials)]
-    measured = [[masking.overlap(masks[a, c], masks[b, c]) for a, b in pairs] for c in whole]
-    chance = [np.mean([chance_overlap(masks[a, c], masks[b, c]) for a, b in pairs]) for c in whole]
+    measured = [[masking.overlap(masks[a, c], masks[b, c]) for a, b in pairs] for c in cycles]
+    chance = [np.mean([chance_overlap(masks[a, c], masks[b, c]) for a, b in pairs]) for c in cycles]
     axes = right[0]
     mean = np.mean(measured, axis=1)
-    axes.plot(whole, mean, "-o", ms=4, color=STYLES[0][2], label="measured")
-    axes.fill_between(whole, np.min(measured, 1), np.max(measured, 1), color=STYLES[0][2], alpha=0.18)
-    axes.plot(whole, chance, "--", color="0.4", label="chance, same layer densities")
+    axes.plot(cycles, mean, "-o", ms=4, color=STYLES[0][2], label="measured")
+    axes.fill_between(cycles, np.min(measured, 1), np.max(measured, 1), color=STYLES[0][2], alpha=0.18)
+    axes.plot(cycles, chance, "--", color="0.4", label="chance, same layer densities")
     axes.set_yscale("log")
-    axes.set_xticks(whole[::3])
+    axes.set_xticks(cycles[::3])
     axes.set_xlabel("cycle")
     axes.set_ylabel("|a and b| / |a or b|")
     axes.set_title(f"Overlap between {len(trials)} trials", fontsize=10)

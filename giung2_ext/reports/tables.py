@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -82,7 +83,8 @@ def to_csv(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     def escape(cell: str) -> str:
-        return cell.replace("%", r"\%").replace(" ± ", r" $\pm$ ").replace("–", "--")
+        cell = re.sub(r"([%&#_])", r"\\\1", cell)
+        return cell.replace(" ± ", r" $\pm$ ").replace("–", "--")
 
     lines = [" & ".join(escape(cell) for cell in row) + r" \\" for row in table]
     columns = "r" * len(table[0])

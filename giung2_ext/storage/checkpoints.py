@@ -6,7 +6,9 @@ tuples come back as lists. Key sets are compared before anything is read.
 """
 
 import contextlib
+import errno
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,10 +21,10 @@ Tree = Any
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(level: int = logging.INFO) -> Iterator[None]:
     """Orbax reports its routine through the root logger; warnings still pass."""
     before = logging.root.manager.disable
-    logging.disable(logging.INFO)
+    logging.disable(level)
     try:
         yield
     finally:
@@ -31,7 +33,25 @@ def _quiet() -> Iterator[None]:
 
 def _flatten(tree: Tree) -> dict[str, Any]:
     pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in pairs}
+    flat = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in pairs}
+    if len(flat) != len(pairs):
+        raise ValueError("two leaves of a state have the same dotted name")
+    return flat
+
+
+def _misfit(stored: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """The first difference in names, types or shapes between what is on disk and what is needed."""
+    for name in sorted(stored.keys() | wanted.keys()):
+        if name not in wanted:
+            return f"{name!r} was saved but is not expected"
+        if name not in stored:
+            return f"{name!r} is missing"
+        if jax.dtypes.issubdtype(wanted[name].dtype, jax.dtypes.prng_key):
+            continue  # stored as its key data
+        have, need = (f"{x.dtype}{tuple(x.shape)}" for x in (stored[name], wanted[name]))
+        if have != need:
+            return f"{name!r} is {have}, this run has {need}"
+    return None
 
 
 class StateStore:
@@ -62,14 +82,18 @@ class StateStore:
         import orbax.checkpoint as ocp
 
         manager = self._open()
-        with _quiet():
-            manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_flatten(tree)), notes=ocp.args.JsonSave(notes)
-                ),
-                force=True,
-            )
+        if manager.latest_step() == step:
+            return  # the same state, asked for by two clocks
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_flatten(tree)), notes=ocp.args.JsonSave(notes)
+        )
+        with _quiet(logging.ERROR):  # what its threads would log is what it raises
+            try:
+                manager.save(step, args=items, force=True)
+            except Exception as error:
+                if os.strerror(errno.ENOSPC) not in str(error):
+                    raise
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from error
 
     def notes(self) -> tuple[int, dict[str, Any]] | None:
         """The newest state's step and notes, or None where there is no state."""
@@ -90,13 +114,9 @@ class StateStore:
 
         wanted = _flatten(target)
         with _quiet():
-            stored = self._open().item_metadata(step)["state"]
-            if set(stored) != set(wanted):
-                odd = sorted(set(stored) ^ set(wanted))
-                raise Refusal(
-                    f"the state in {self.folder} does not fit this run: {odd[0]!r} "
-                    f"{'was saved but is not expected' if odd[0] in stored else 'is missing'}"
-                )
+            problem = _misfit(self._open().item_metadata(step)["state"], wanted)
+            if problem:
+                raise Refusal(f"the state in {self.folder} does not fit this run: {problem}")
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
             found = self._open().restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))

@@ -25,7 +25,7 @@ def locked(folders: Iterable[epath.Path]) -> Iterator[None]:
             file = held.enter_context(open(folder / ".lock", "a+"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 file.seek(0)
                 holder = file.read().strip()
                 raise Refusal(

@@ -9,7 +9,6 @@ A name is a symbolic link on a disk and a small file with the target's path on a
 """
 
 import os
-import shutil
 import uuid
 
 from etils import epath
@@ -58,7 +57,7 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
 def write_directory(path: epath.Path, files: dict[str, bytes]) -> None:
     """Makes a directory appear with all its files, the last one written last."""
     if path.exists():
-        shutil.rmtree(path) if is_local(path) else path.rmtree()
+        remove_directory(path)
     target = _beside(path) if is_local(path) else path
     target.mkdir(parents=True, exist_ok=True)
     try:
@@ -71,6 +70,15 @@ def write_directory(path: epath.Path, files: dict[str, bytes]) -> None:
         raise
 
 
+def remove_directory(path: epath.Path) -> None:
+    """Makes a directory disappear at once: a kill leaves none that is half empty under its name."""
+    if is_local(path):
+        temporary = _beside(path)
+        os.replace(path, temporary)
+        path = temporary
+    path.rmtree()
+
+
 def point(name: epath.Path, target: epath.Path) -> None:
     """Makes `name` stand for `target`, a directory below name's own folder, atomically."""
     relative = os.path.relpath(target, name.parent)
@@ -79,7 +87,11 @@ def point(name: epath.Path, target: epath.Path) -> None:
         return
     temporary = _beside(name)
     os.symlink(relative, temporary)
-    os.replace(temporary, name)
+    try:
+        os.replace(temporary, name)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def resolve(name: epath.Path) -> epath.Path:
@@ -97,9 +109,19 @@ def resolve(name: epath.Path) -> epath.Path:
     return epath.Path(os.path.realpath(name)) if is_local(name) else name
 
 
+def target(name: epath.Path) -> str:
+    """The last part of what a checkpoint name points at, whether it is there or not."""
+    if os.path.islink(name):
+        return os.path.basename(os.readlink(name))
+    return resolve(name).name
+
+
 def sweep_temporaries(folder: epath.Path) -> None:
     """Removes what a killed writer left half done in this folder (not in its children)."""
     for parent in (folder, folder / TICKETS):
         if parent.exists():
             for leftover in parent.glob(".*.tmp"):
-                leftover.rmtree() if leftover.is_dir() else leftover.unlink(missing_ok=True)
+                if leftover.is_dir() and not os.path.islink(leftover):
+                    leftover.rmtree()
+                else:
+                    leftover.unlink(missing_ok=True)

@@ -77,12 +77,12 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Readable lines `field: old -> new`, for JSON trees."""
-    a, b = flatten(old), flatten(new)
+    a, b = ({key: repr(v) for key, v in flatten(tree).items()} for tree in (old, new))
     absent = "(absent)"
     return [
         f"{key}: {a.get(key, absent)} -> {b.get(key, absent)}"
         for key in sorted(a.keys() | b.keys())
-        if a.get(key, absent) != b.get(key, absent)
+        if a.get(key) != b.get(key)
     ]
 
 

@@ -9,7 +9,6 @@ bytes and over the lineage; parents are named by theirs.
 import hashlib
 import io
 import json
-import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,7 +74,7 @@ def write_ticket(
     arrays |= {name: masking.pack(mask) for name, mask in flat_masks.items()}
     meta = {"digest": _digest(arrays, lineage)} | lineage
     path = folder / paths.TICKETS / meta["digest"][:16]
-    if not (path / META).exists():
+    if not all((path / name).exists() for name in (ARRAYS, META)):
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
         text = json.dumps(meta, indent=1)
@@ -86,24 +85,31 @@ def write_ticket(
 
 def read_meta(name: epath.Path | str) -> dict[str, Any]:
     """Lineage and counts alone, without the arrays."""
-    directory = paths.resolve(epath.Path(name))
+    return _read_meta(paths.resolve(epath.Path(name)), name)
+
+
+def _read_meta(directory: epath.Path, name: epath.Path | str) -> dict[str, Any]:
+    if not (directory / META).exists():
+        raise Refusal(f"{name} is not a ticket: cannot read its {META}; name a .ckpt of a run")
     try:
         meta = json.loads((directory / META).read_text())
     except (OSError, ValueError) as error:
         raise Refusal(f"{name} is damaged: cannot read its {META} ({error})") from error
+    if not isinstance(meta, dict) or "digest" not in meta:
+        raise Refusal(f"{name} is damaged: its {META} names no digest")
     if meta.get("format") != FORMAT:
         raise Refusal(f"{name} has ticket format {meta.get('format')}, this suite reads {FORMAT}")
     return meta
 
 
 def read_ticket(name: epath.Path | str) -> Ticket:
-    """Reads and verifies a ticket; a changed byte anywhere is refused."""
-    meta = read_meta(name)
+    """Reads and verifies a ticket; one whose content has changed is refused."""
+    directory = paths.resolve(epath.Path(name))  # once: the name may be moved meanwhile
+    meta = _read_meta(directory, name)
     try:
-        content = (paths.resolve(epath.Path(name)) / ARRAYS).read_bytes()
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        with np.load(io.BytesIO((directory / ARRAYS).read_bytes()), allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged zip raises a dozen kinds
         raise Refusal(f"{name} is damaged: cannot read its {ARRAYS} ({error})") from error
     lineage = {k: v for k, v in meta.items() if k != "digest"}
     if _digest(arrays, lineage) != meta["digest"]:
@@ -123,7 +129,7 @@ def name_ticket(folder: epath.Path, name: str, ticket: epath.Path) -> None:
 
 def drop_unnamed(folder: epath.Path) -> None:
     """Removes the tickets of this folder that no name points at (a best that was surpassed)."""
-    named = {paths.resolve(p).name for p in folder.glob("*.ckpt")}
+    named = {paths.target(name) for name in folder.glob("*.ckpt")}
     for ticket in (folder / paths.TICKETS).glob("*"):
         if ticket.name not in named and not ticket.name.startswith("."):
-            ticket.rmtree()
+            paths.remove_directory(ticket)

@@ -101,8 +101,8 @@ def replace(name, change):
     return lambda folder: np.save(folder / name, change(np.load(folder / name)))
 
 
-def remove(name):
-    return lambda folder: (folder / name).unlink()
+def remove(*names):
+    return lambda folder: [(folder / name).unlink() for name in names]
 
 
 def cut(name, size):
@@ -121,8 +121,12 @@ def pack_without_labels(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (remove("test_images.npy"), r"no test_images\.npy and test_labels\.npy, or test\.npz, in"),
-        (remove("train_labels.npy"), r"no train_images\.npy and train_labels\.npy"),
+        (remove("test_images.npy"), r"has only one of test_images\.npy and test_labels\.npy"),
+        (remove("train_labels.npy"), r"has only one of train_images\.npy and train_labels\.npy"),
+        (
+            remove("test_images.npy", "test_labels.npy"),
+            r"no test_images\.npy and test_labels\.npy, or test\.npz, in",
+        ),
         (replace("train_images.npy", lambda a: a[..., 0]), r"train images .*NHWC .*uint8\(120, 12, 12\)"),
         (replace("test_images.npy", lambda a: a.astype(float)), "test images .*float32, got float64"),
         (replace("train_labels.npy", lambda a: a[:-1]), r"train labels .*120 integers, got int64\(119,\)"),

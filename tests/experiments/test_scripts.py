@@ -88,20 +88,19 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(script, 
     assert read_ticket(tmp_path / "run/last.ckpt").meta["step"] == 40
 
 
-def test_a_truly_full_disk_is_told_the_same_way(script, tmp_path):
+@pytest.mark.parametrize("filled_by", ["tickets.periodic=true", "placement.save_every_steps=10"])
+def test_a_truly_full_disk_is_told_the_same_way(filled_by, script, tmp_path):
     place = tmp_path / "small"
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(place)], capture_output=True
     )
     if mounted.returncode != 0:
         pytest.skip("needs the right to mount a small file system (2026-11-21: root only)")
     try:
-        flags = (DIGITS, f"--save={place / 'run'}", "--seed=1", "--optim_ni=40", "--periodic_ckpt=true")
-        message = one_line(
-            script("train", *flags, "--config.tickets.every=10", "--config.evaluation.every=10"), status=1
-        )
-        assert "No space left on device" in message
+        often = ("--config.tickets.every=10", "--config.evaluation.every=10", f"--config.{filled_by}")
+        done = script("train", DIGITS, f"--save={place / 'run'}", "--seed=1", "--optim_ni=100", *often)
+        assert "No space left on device" in one_line(done, status=1)
         names = list((place / "run").glob("*.ckpt"))
         assert names
         assert all(read_ticket(name) for name in names)

@@ -28,13 +28,14 @@ def make_chain(folder, trials):
     for t in range(trials):
         base = folder / f"trial_{t}" if trials > 1 else folder
         for place, cycle in (("000", 0), ("001", 1), ("002", 2), ("reinit/001", 1)):
-            run, masks = base / place, make_masks(t, cycle)
+            run, arm = base / place, "reinit" in place
+            masks = make_masks(t + 50 * arm, cycle)
             params = {
                 name: {"kernel": mask["kernel"] * 2.0, "bias": np.ones(4)} for name, mask in masks.items()
             }
             path, meta = tickets.write_ticket(run, params, masks, {}, {"seed": t, "arm": place})
             tickets.name_ticket(run, paths.BEST, path)
-            accuracy = 0.9 - 0.1 * cycle + 0.01 * t - 0.2 * ("reinit" in place)
+            accuracy = 0.9 - 0.1 * cycle + 0.01 * t - 0.2 * arm
             scores = {
                 when: {"test": {"accuracy": accuracy - less, "correct": 1, "seen": 1397}}
                 for when, less in (("start", 0.4), ("best", 0.0), ("last", 0.01))
@@ -98,7 +99,7 @@ def test_accuracy_curves_are_the_results(trials, folder, figure):
     density, shift = [points[c].density for c in range(3)], np.mean(range(trials))
     assert density[0] == 1
     assert trained["tickets"] == pytest.approx(np.c_[density, np.array([90, 80, 70]) + shift])
-    assert trained["reinit"] == pytest.approx(np.c_[density[1], 60 + shift])
+    assert trained["reinit"] == pytest.approx(np.c_[next(p.density for p in points if p.arm), 60 + shift])
     assert trained["dense"][:, 1] == pytest.approx(90 + shift)
     assert untrained["tickets"] == pytest.approx(np.c_[density, np.array([50, 40, 30]) + shift])
     for axes in figure.axes:
@@ -122,7 +123,8 @@ def test_layer_curves_are_kept_shares_averaged_over_trials(folder, figure):
 def test_overlap_shows_cycles_of_one_trial_and_chance_between_trials(folder, figure):
     points = make_chain(folder, 2)
     masks = chain.read_masks(points)
-    assert set(masks) == {(t, c) for t in range(2) for c in range(3)}  # the arm shares them
+    assert set(masks) == {(t, c) for t in range(2) for c in range(3)}
+    assert np.array_equal(masks[1, 1]["fc"]["kernel"], make_masks(1, 1)["fc"]["kernel"])  # not the arm's
     figures.draw_overlap(figure, masks)
     left, right = figure.axes[:2]
     grid = np.asarray(left.get_images()[0].get_array())

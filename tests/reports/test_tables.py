@@ -63,6 +63,19 @@ def test_a_single_trial_has_no_spread_and_no_trial_a_dash():
     assert tables.spread(values) == f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
+def test_every_arm_has_a_column_of_its_own():
+    points = [
+        *make_points(2),
+        *(chain.Point(t, "random", 1, None, make_result(800, 0.3)) for t in range(2)),
+    ]
+    table = tables.chain_table(points)
+    assert [row[-2:] for row in table] == [
+        ["random test %", "re_init test %"],
+        ["–", "–"],
+        ["30.00 ± 0.00", "55.00 ± 7.07"],
+    ]
+
+
 def test_an_arm_without_a_ticket_cycle_adds_no_row():
     points = [*make_points(), chain.Point(0, "re_init", 2, None, make_result(640, 0.4))]
     assert [row[0] for row in tables.chain_table(points)] == ["cycle", "000", "001"]
@@ -118,8 +131,8 @@ def test_a_chain_is_read_from_its_finished_cycles(tmp_path):
         (0, "", 0, 700),
         (0, "", 1, 700),
         (0, "reinit", 1, 700),
-        (1, "", 0, 702),
-        (2, "", 0, 710),
+        (2, "", 0, 702),
+        (10, "", 0, 710),
     ]
     assert points[0].density == 0.7
     assert [points[0].accuracy(when) for when in ("start", "best", "last")] == pytest.approx([10, 90, 89])

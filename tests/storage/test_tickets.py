@@ -187,7 +187,7 @@ def test_a_truncated_or_missing_file_is_refused(file, folder):
         with pytest.raises(Refusal, match=f"is damaged: cannot read its {file}"):
             tickets.read_ticket(path)
     (path / file).unlink()
-    with pytest.raises(Refusal, match=f"is damaged: cannot read its {file}"):
+    with pytest.raises(Refusal, match=f"cannot read its {file}"):
         tickets.read_ticket(path)
 
 
@@ -244,7 +244,9 @@ def test_dropping_the_unnamed_keeps_every_named_ticket(folder):
 def test_a_ticket_read_by_a_name_that_is_being_moved_is_one_ticket(folder):
     steps = {1, 2}
     for step in steps:
-        paths.point(folder / f"{step}.ckpt", write(folder, step=step)[0])
+        parts = make_parts()
+        parts[0]["cls"]["bias"] += step
+        paths.point(folder / f"{step}.ckpt", write(folder, parts, step=step)[0])
     paths.point(folder / paths.LAST, paths.resolve(folder / "1.ckpt"))
     code = """
 import sys

@@ -4,6 +4,8 @@ Splits are `train`, `test` and optionally `validation`; without the last, the fi
 of train are it. `.npy` files are memory-mapped.
 """
 
+import zipfile
+
 import numpy as np
 from etils import epath
 
@@ -29,6 +31,11 @@ def build(
     if missing:
         name = missing[0]
         raise Refusal(f"no {name}_images.npy and {name}_labels.npy, or {name}.npz, in {root}")
+    shapes = {name: split.images.shape[1:] for name, split in splits.items()}
+    if len(set(shapes.values())) > 1:
+        raise Refusal(f"the images in {root} must have one shape, got {shapes}")
+    if not len(mean) == len(std) == shapes["train"][-1]:
+        raise Refusal(f"config.data.mean and .std need {shapes['train'][-1]} channels, got {mean}, {std}")
     if "validation" in splits and holdout:
         raise Refusal(f"{root} has a validation split: config.data.holdout must be 0, got {holdout}")
     if "validation" not in splits:
@@ -47,12 +54,15 @@ def _read(root: epath.Path, name: str) -> tuple[np.ndarray, np.ndarray] | None:
     parts = [root / f"{name}_{what}.npy" for what in ("images", "labels")]
     packed = root / f"{name}.npz"
     try:
-        if all(part.exists() for part in parts):
+        there = [part.exists() for part in parts]
+        if any(there) and not all(there):
+            raise Refusal(f"{root} has only one of {parts[0].name} and {parts[1].name}")
+        if all(there):
             images, labels = (np.load(part, mmap_mode="r", allow_pickle=False) for part in parts)
             return images, labels
         if packed.exists():
             with packed.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return stored["images"], stored["labels"]
-    except (ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise Refusal(f"cannot read the {name} arrays in {root}: {error}") from error
     return None
