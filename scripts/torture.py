@@ -43,7 +43,8 @@ def main():
     given = flags.parse_own(sys.argv[1:], OWN)
     if not given["save"]:
         raise Refusal("--save=DIR is required")
-    kills, draw = int(given["kills"]), random.Random(int(given["seed"]))
+    kills, seed = (flags.convert(given[name], int, False, name) for name in ("kills", "seed"))
+    draw = random.Random(seed)
     root = pathlib.Path(given["save"])
     imp = pathlib.Path(__file__).with_name("imp.py")
 

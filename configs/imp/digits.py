@@ -13,16 +13,16 @@ def get_config(smoke: bool = False):
     c.masks.prunable = "kernels"
     c.feed.batch_size = 60
     c.optim.name = "adam"
-    c.optim.ni = 1500
+    c.optim.ni = 400
     c.optim.lr = 1.2e-3
     c.optim.weight_decay = 0.0
     c.optim.constant_lr = True
-    c.evaluation.every = 250
+    c.evaluation.every = 100
     c.chain.rewind_ni = 0
     c.chain.cycles = 18
     c.chain.trials = 3
     c.chain.arms = ("reinit",)
-    c.placement.log_every = 250
+    c.placement.log_every = 100
     if smoke:
         c.optim.ni, c.evaluation.every, c.chain.cycles, c.chain.trials = 100, 50, 2, 2
     return c

@@ -18,12 +18,12 @@ from giung2_ext.core.errors import Refusal, unknown
 Tree = Any
 
 
-def keep_count(ratio: float, alive: int) -> int:
+def keep_count(ratio: float, alive: int, name: str = "pruning_ratio") -> int:
     """floor(ratio * alive), exactly, with `ratio` read as the decimal number that was typed."""
-    check_fraction(ratio, "pruning_ratio")
+    check_fraction(ratio, name)
     count = floor(Fraction(repr(float(ratio))) * alive)
     if count < 1:
-        raise Refusal(f"pruning_ratio {ratio:g} of {alive} surviving weights keeps none")
+        raise Refusal(f"{name}={ratio:g} of {alive:,} weights keeps none")
     return count
 
 
@@ -62,7 +62,7 @@ def layer_counts(masks: Tree, density: float, how: str) -> Tree:
     check_fraction(density, "density")
     leaves = trees.present(masks)
     shapes, sizes = [leaf.shape for leaf in leaves], [leaf.size for leaf in leaves]
-    budget = keep_count(density, sum(sizes))
+    budget = keep_count(density, sum(sizes), "density")
     if how == "uniform":
         shares = [Fraction(budget, sum(sizes))] * len(sizes)
     elif how == "erk":

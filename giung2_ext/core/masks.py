@@ -1,5 +1,6 @@
 """Masks: bool trees, True = kept, `None` where a leaf is not prunable."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,11 @@ def density(masks: Tree) -> Array:
     return kept(masks).astype(jnp.float32) / size(masks)
 
 
+def density_of_all(kept: int, prunable: int, parameters: int) -> float:
+    """The kept fraction with every parameter in the denominator, biases and the like included."""
+    return (kept + parameters - prunable) / parameters
+
+
 def overlap(a: Tree, b: Tree) -> float:
     """Jaccard index |a and b| / |a or b| of two masks, on the host."""
     pairs = list(zip(trees.present(a), trees.present(b), strict=True))
@@ -73,6 +79,15 @@ def nested(inner: Tree, outer: Tree) -> Array:
     """Whether every weight that `inner` keeps is kept by `outer`."""
     inside = trees.map_present(lambda i, o: jnp.all(~i | o), inner, outer)
     return jnp.stack(trees.present(inside)).all()
+
+
+def digest(masks: Tree) -> str:
+    """SHA-256 over every mask's name, shape and bits: equal masks, equal digest, whatever the weights."""
+    sha = hashlib.sha256()
+    for name, mask in sorted(trees.named_leaves(masks).items()):
+        if mask is not None:
+            sha.update(f"{name} {tuple(mask.shape)}\n".encode() + pack(mask).tobytes())
+    return sha.hexdigest()
 
 
 def pack(mask: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ from giung2_ext.core.errors import Failure, Refusal
 from giung2_ext.experiments import flags
 from giung2_ext.experiments.config import Config
 
+NOT_A_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+
 
 def guarded(work: Callable[[], None]) -> None:
     """Runs `work`; what a user can mend is one line on stderr and an exit status, no traceback."""
@@ -21,12 +23,21 @@ def guarded(work: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _leave("interrupted; the same command continues", 130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+            errno.EACCES,
+            errno.EROFS,
+            *NOT_A_PLACE,
+        ):
             raise
         place = f": {error.filename}" if error.filename else ""
         reason = os.strerror(error.errno)
-        hint = "what was saved before is whole; make room and run the same command again"
-        _leave(f"cannot write ({reason}){place}; {hint}", Failure.status)
+        if error.errno in NOT_A_PLACE:
+            _leave(f"not a folder to write to ({reason}){place}", Refusal.status)
+        hint = "what was saved before is whole; mend that and run the same command again"
+        _leave(f"cannot read or write ({reason}){place}; {hint}", Failure.status)
 
 
 def _leave(message: str, status: int) -> None:

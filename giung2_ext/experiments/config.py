@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import json
 import pathlib
+import traceback
 from typing import Any
 
 import ml_collections
@@ -93,7 +94,7 @@ def default_config() -> Config:
     c.placement.keep_states = 2
     c.placement.population = "auto"  # auto | map | vmap
     c.placement.tensorboard = False  # event files too; needs the extra of that name
-    return c
+    return c.lock()
 
 
 def _options(section: str, name: str) -> dict[str, inspect.Parameter]:
@@ -132,7 +133,10 @@ def load_config(text: str) -> Config:
     if spec is None or spec.loader is None:
         raise Refusal(f"{name} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise _broken(path, error) from error
     if not hasattr(module, "get_config"):
         raise Refusal(f"{name} has no get_config()")
     accepted = list(inspect.signature(module.get_config).parameters)
@@ -144,7 +148,23 @@ def load_config(text: str) -> Config:
                 f"{did_you_mean(word, accepted)}"
             )
         given[word] = True
-    return module.get_config(**given)
+    try:
+        config = module.get_config(**given)
+    except Exception as error:
+        raise _broken(path, error) from error
+    if not isinstance(config, Config):
+        raise Refusal(f"{name}: get_config() must return a config, got {type(config).__name__}")
+    return config.lock()
+
+
+def _broken(path: pathlib.Path, error: Exception) -> Refusal:
+    """What is wrong with a config file, and in which of its lines."""
+    if isinstance(error, SyntaxError):
+        line = error.lineno
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
+    return Refusal(f"{path}, line {line}: {type(error).__name__}: {str(error).splitlines()[0]}")
 
 
 def recipe(config: Config) -> dict[str, Any]:
@@ -157,5 +177,17 @@ def recipe(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(plain))  # as it will be read back: tuples are lists
 
 
-def placement(config: Config) -> dict[str, Any]:
-    return config.placement.to_dict()
+def with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A recorded recipe with the defaults of fields that were not there when it was recorded."""
+    config = default_config().unlock()
+    for section in CHOICES:
+        config[section] = Config({"name": recorded[section]["name"]})
+    return _merge(recipe(complete(config)), recorded)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both else value
+    return merged

@@ -9,6 +9,7 @@ import giung2_ext.data.sources
 import giung2_ext.models
 from giung2_ext.core import discovery
 from giung2_ext.core.errors import Refusal
+from giung2_ext.core.masks import density_of_all
 from giung2_ext.data import resident
 from giung2_ext.storage import tickets
 from giung2_ext.training.step import evaluate_sums
@@ -43,6 +44,6 @@ def evaluate_ticket(ckpt: str, split: str, data_root: str | None, batch_size: in
         f"{meta['data']['name']}\n"
         f"{split}: accuracy {100 * hits / seen:.2f}% ({hits:,} of {seen:,}), loss {scores['loss']:.4f}\n"
         f"density: {kept / prunable:.4f} of the {prunable:,} prunable weights, "
-        f"{(kept + total - prunable) / total:.4f} of all {total:,} parameters"
+        f"{density_of_all(kept, prunable, total):.4f} of all {total:,} parameters"
     )
     return scores

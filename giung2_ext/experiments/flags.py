@@ -4,7 +4,6 @@ One table maps each original flag to its config field; only flags that are prese
 field given under both names is an error. Booleans are true/false/t/f/yes/no/y/n/1/0 after `=`.
 """
 
-import ast
 from typing import Any
 
 from giung2_ext.core.errors import Refusal, did_you_mean
@@ -36,6 +35,7 @@ TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 CONTINUATION = "if a command spans lines, every line but the last must end in a backslash"
 
 
+EXPECTED = {bool: "true or false", int: "a whole number", float: "a number"}
 Words = dict[str, list[str]]
 
 
@@ -90,7 +90,10 @@ def fields(config: Config) -> dict[str, Any]:
     return flat
 
 
-def convert(text: str, kind: type, optional: bool, name: str) -> Any:
+OPTIONAL = {field for field, value in fields(default_config()).items() if value is None}
+
+
+def convert(text: str, kind: type, optional: bool, name: str, default: Any = ()) -> Any:
     """`text` as a value of `kind`; `None` where the default is None."""
     if optional and text == "None":
         return None
@@ -100,29 +103,27 @@ def convert(text: str, kind: type, optional: bool, name: str) -> Any:
                 raise ValueError
             return text.lower() in TRUE
         if kind is tuple:
-            return _tuple(text)
+            return _tuple(text, default)
         if kind in (int, float):
             return kind(text)
     except ValueError:
-        expected = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "?")
+        expected = EXPECTED[kind] if kind is not tuple else f"values like {','.join(map(str, default))}"
         raise Refusal(f"--{name} takes {expected}, got {text!r}") from None
     return text
 
 
-def _tuple(text: str) -> tuple[Any, ...]:
-    """`300,100`, `reinit`, `('a', 'b')` or nothing."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return tuple(filter(None, text.split(",")))
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+def _tuple(text: str, default: Any) -> tuple[Any, ...]:
+    """`300,100` or `reinit`, with or without brackets; elements are of the default's type, or words."""
+    words = [word.strip(" '\"") for word in text.strip("()[] ").split(",")]
+    kind = type(default[0]) if default else str
+    return tuple(kind(word) for word in words if word)
 
 
 def _set(config: Config, field: str, flag: str, words: list[str]) -> None:
     section, key = _section(config, field)
     kind = section.get_type(key)
-    optional = section[key] is None or kind is type(None)
-    section[key] = convert(_value(flag, words, kind is bool), kind, optional, flag)
+    optional = field in OPTIONAL
+    section[key] = convert(_value(flag, words, kind is bool), kind, optional, flag, section[key])
 
 
 def parse(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
+from giung2_ext.core.allocate import check_fraction
 from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.experiments import setup as setups
 from giung2_ext.experiments.config import Config
@@ -48,9 +49,6 @@ def arm_seed(seed: int, arm: str) -> int:
 
 def plan_chains(config: Config, save: epath.Path) -> list[Chain]:
     """Trial i has seed S + i, an arm a seed folded from that and its name."""
-    for arm in config.chain.arms:
-        if arm not in ARMS:
-            raise unknown("arm", arm, ARMS)
     trials = config.chain.trials
     bases = [save / paths.trial(i) if trials > 1 else save for i in range(trials)]
     first = with_seed(bases[0], config).seed
@@ -86,6 +84,12 @@ def check_chain(config: Config) -> None:
         raise Refusal("imp.py chains the checkpoints itself: leave out matching and previous_ckpt")
     if config.optim.ni < 1:
         raise Refusal("imp.py needs --optim_ni of at least 1: a cycle must train")
+    if config.masks.criterion != "none":
+        raise Refusal("imp.py prunes from dense: config.masks.criterion must be 'none'")
+    check_fraction(config.chain.pruning_ratio, "pruning_ratio")
+    for arm in config.chain.arms:
+        if arm not in ARMS:
+            raise unknown("arm", str(arm), ARMS)
 
 
 def use_cpu_cores(members: int) -> None:

@@ -5,6 +5,7 @@ and nothing is compiled twice.
 """
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -54,6 +55,17 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     )
 
 
+BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "optim.lr": (lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
+    "optim.momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "optim.weight_decay": (lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
+    "optim.label_smoothing": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "optim.global_clipping": (lambda v: 0 < v < math.inf, "above 0"),
+    "placement.save_every_steps": (lambda v: v >= 0, "at least 0"),
+    "placement.save_every_seconds": (lambda v: v >= 0, "at least 0"),
+}
+
+
 def check_config(config: Config) -> None:
     """Values that only make sense within bounds; a refusal names the field."""
     positive = ("feed.batch_size", "evaluation.every", "evaluation.batch_size", "tickets.every")
@@ -65,6 +77,21 @@ def check_config(config: Config) -> None:
         section, key = field.split(".")
         if config[section][key] < 0:
             raise Refusal(f"config.{field} must not be negative, got {config[section][key]}")
+    for field, (test, wanted) in BOUNDS.items():
+        section, key = field.split(".")
+        value = config[section][key]
+        if value is not None and not test(value):
+            raise Refusal(f"config.{field} must be {wanted}, got {value:g}")
+    if config.seed is not None and not 0 <= config.seed < 2**32:
+        raise Refusal(f"seed must be in 0..2**32 - 1, got {config.seed}")
+    group = options_of(config, "model").get("group_size", 0)
+    if group and config.feed.batch_size % group:
+        raise Refusal(
+            f"batch_size {config.feed.batch_size} does not divide into BatchNorm groups of {group} "
+            "(config.model.group_size)"
+        )
+    if config.evaluation.select_on == "train":
+        raise Refusal("config.evaluation.select_on must be a split that is not trained on")
     if config.mixed_precision and jax.default_backend() != "cpu":
         raise Refusal(
             "mixed_precision=true is float32 on CPU and not yet supported on "

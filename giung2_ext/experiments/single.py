@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from giung2_ext.core.errors import Failure
-from giung2_ext.experiments.config import Config, placement, recipe
+from giung2_ext.core.errors import Failure, Refusal
+from giung2_ext.core.masks import density_of_all
+from giung2_ext.experiments.config import Config, recipe, with_defaults
 from giung2_ext.experiments.progress import Progress, percent
 from giung2_ext.experiments.setup import Setup, Setups
 from giung2_ext.experiments.start import check_start, start_state
-from giung2_ext.storage import locks, paths, records
+from giung2_ext.storage import locks, paths, records, tickets
 from giung2_ext.storage.checkpoints import StateStore
 from giung2_ext.training.hooks import Keeper, Member, Scores
 from giung2_ext.training.loop import NonFinite, run_loop
@@ -53,7 +54,10 @@ def with_seed(folder: epath.Path, config: Config, seed: int | None = None) -> Co
 def result_of(run: Run) -> dict[str, Any] | None:
     """The result of a finished run of this recipe; another recipe in its folder is refused."""
     check_start(run.config)
-    records.check_recipe(run.folder, recipe(run.config))
+    tickets.refuse_inside(run.folder)
+    recorded = records.recorded_recipe(run.folder)
+    if recorded is not None:
+        records.check_recipe(run.folder, with_defaults(recorded), recipe(run.config))
     return records.read_result(run.folder)
 
 
@@ -70,20 +74,25 @@ def train(
     `held` are folders whose lock the caller has already.
     """
     with locks.locked(run.folder for run in runs if run.folder not in held):
-        for run in runs:
-            records.check_recipe(run.folder, recipe(run.config))
+        if any(result_of(run) is not None for run in runs):
+            raise Refusal(f"{label} was finished by another process meanwhile; run the command again")
         setup = setups.get(runs[0].config, len(runs))
         starts = [start_state(run.config, setup) for run in runs]
         for run, (state, _) in zip(runs, starts, strict=True):
             paths.sweep_temporaries(run.folder)
-            session = {"placement": placement(run.config), "environment": records.environment()}
+            session = {
+                "placement": run.config.placement.to_dict(),
+                "chain": run.config.chain.to_dict(),
+                "environment": records.environment(),
+            }
             records.record_session(run.folder, recipe(run.config), session)
             if not run.config.start.matching_ckpt:
                 _write_overview(run.folder, state, setup)
         results = _train_from(runs, setup, starts, states_folder, progress, label)
         for run, result in zip(runs, results, strict=True):
             records.write_result(run.folder, result)
-        StateStore(states_folder, 1).clear()
+        for folder in (states_folder, *(run.folder / paths.STATES for run in runs)):
+            StateStore(folder, 1).clear()
         return results
 
 
@@ -99,16 +108,11 @@ def _train_from(
     where = config.placement
     store = StateStore(states_folder, where.keep_states)
     identity = [recipe(run.config) for run in runs]
-    state = stack([state.replace(step=None) for state, _ in starts])
-    found = store.notes()
-    if found is not None and found[1]["identity"] != identity:
-        progress.line(f"{label}: the state in {states_folder} is of other runs; starting afresh")
-        store.clear()
-        found = None
-    step = 0 if found is None else found[0]
-    if found is not None:
-        state = store.restore(step, state)
-    state = setup.population.place(state).replace(step=step)
+    members_at_0 = [state.replace(step=None) for state, _ in starts]
+    found = _recover(store, members_at_0[0], identity, progress)
+    step = 0 if found is None else found.step
+    state = setup.population.place(stack(members_at_0 if found is None else found.members))
+    state = state.replace(step=step)
 
     members = [
         Member(run.folder, lineage, records.MetricsLog(run.folder, step, where.tensorboard))
@@ -125,7 +129,7 @@ def _train_from(
         lambda now, scores: progress.sign_of_life(_scores_line(label, now, scores, progress)),
     )
     if found is not None:
-        keeper.recall(found[1])
+        keeper.recall(found.notes, found.rows)
         progress.line(f"{label}: continuing from step {step:,}")
     periodic = config.tickets.every if config.tickets.periodic else None
     hooks = keeper.hooks(
@@ -157,10 +161,46 @@ def _train_from(
         )
         return keeper.finish(config.optim.ni, state)
     except NonFinite as error:
-        raise _diverged(runs[error.member], error.step) from error
+        raise _diverged(runs[min(error.member, len(runs) - 1)], error.step) from error
     finally:
         progress.close()
         store.close()
+
+
+class Found(NamedTuple):
+    """A state to go on from: the wanted members, and which of the saved members they are."""
+
+    step: int
+    members: list[State]
+    rows: list[int]
+    notes: dict[str, Any]
+
+
+def _recover(store: StateStore, like: State, identity: list[Any], progress: Progress) -> Found | None:
+    """The newest state that can be read; the members may be some of those that were saved."""
+    for step in store.steps():
+        try:
+            notes = store.notes(step)
+            saved = notes["identity"]
+            if any(recipe not in saved for recipe in identity):
+                raise Refusal(
+                    f"{store.folder} holds the running state of other runs, at step {step:,}; finish them "
+                    "with the flags they were started with, or delete it"
+                )
+            count = len(saved)
+            axis = () if count == 1 else (count,)
+            target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(axis + x.shape, x.dtype), like)  # noqa: B023
+            state = store.restore(step, target)
+        except Refusal:
+            raise
+        except Exception as error:  # orbax and tensorstore raise many kinds on a damaged file
+            reason = str(error).splitlines()[0][:100]
+            progress.line(f"{store.folder}: the state of step {step:,} is damaged ({reason}); trying older")
+            continue
+        rows = [saved.index(recipe) for recipe in identity]
+        members = [jax.tree.map(lambda x: x[i], state) if axis else state for i in rows]  # noqa: B023
+        return Found(step, members, rows, notes)
+    return None
 
 
 def _scores_line(label: str, step: int, scores: list[Scores], progress: Progress) -> str:
@@ -222,7 +262,7 @@ def summary(result: dict[str, Any], folder: epath.Path) -> str:
     return "\n".join(
         [
             f"density {density_text(result)} of the prunable weights ({kept:,} of {prunable:,}), "
-            f"{(kept + total - prunable) / total:.4f} of all {total:,} parameters",
+            f"{density_of_all(kept, prunable, total):.4f} of all {total:,} parameters",
             f"best at step {result['best_step']:,} (chosen on {select}: "
             f"{percent([best[select]['accuracy']])}): test {percent([best['test']['accuracy']])}; "
             f"last: {select} {percent([last[select]['accuracy']])}, "

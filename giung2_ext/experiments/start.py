@@ -74,7 +74,7 @@ def _read_fitting(path: str, params: Tree, masks: Tree) -> Ticket:
 
 
 def _choose(config: Config, key: Any, params: Tree, masks: Tree) -> Tree:
-    """The mask of config.masks: an exact number of `masks`' survivors, ranked by the criterion."""
+    """The mask of config.masks: density times all prunable weights, chosen among the survivors."""
     rule = config.masks
     if rule.criterion == "none":
         return masks
@@ -84,11 +84,23 @@ def _choose(config: Config, key: Any, params: Tree, masks: Tree) -> Tree:
         scores = criteria.magnitude(params, masks)
     else:
         raise unknown("criterion", rule.criterion, ["none", "random", "magnitude"])
+    alive = jax.device_get(masking.counts(masks))
     if rule.allocation == "global":
-        keep = allocate.keep_count(rule.density, masking.size(masks))
+        keep = allocate.keep_count(rule.density, masking.size(masks), "config.masks.density")
+        _check_survivors(config, keep, sum(trees.present(alive)))
         return _top_k(scores, keep, masks)
     counts = allocate.layer_counts(masks, rule.density, rule.allocation)
+    for count, survivors in zip(trees.present(counts), trees.present(alive), strict=True):
+        _check_survivors(config, count, survivors)
     return _top_k_each(scores, counts, masks)
+
+
+def _check_survivors(config: Config, wanted: int, alive: int) -> None:
+    if wanted > alive:
+        raise Refusal(
+            f"config.masks.density={config.masks.density:g} ({config.masks.allocation}) asks for "
+            f"{wanted:,} weights where the checkpoint's mask has {alive:,} left"
+        )
 
 
 def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
@@ -126,6 +138,7 @@ def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
         "parents": parents,
         "pruning_ratio": start.pruning_ratio,
         "prunable_rule": config.masks.prunable,
+        "masks": config.masks.to_dict(),
         "method": config.method.to_dict(),
         "model": config.model.to_dict(),
         "data": config.data.to_dict(),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from giung2_ext.core import schedules, select, ste, trees
+from giung2_ext.core.errors import Refusal
 from giung2_ext.core.method import Method
 
 Tree = Any
@@ -42,6 +43,8 @@ def swap(scores: Array, mask: Array, skipped_q31: Array) -> Array:
 
 
 def build(gap: float = 0.01, rate: float = 1.0) -> Method:
+    if not 0 < rate <= 1:
+        raise Refusal(f"jackpots needs rate in (0, 1], got {rate:g}")
     skipped_q31 = schedules.to_q31(1 - rate)
 
     def init(key: Array, params: Tree, masks: Tree) -> tuple[Tree, JackpotsState]:

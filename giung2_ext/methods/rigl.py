@@ -15,6 +15,7 @@ from jax import Array
 
 from giung2_ext.core import masks as masking
 from giung2_ext.core import schedules, select, trees
+from giung2_ext.core.errors import Refusal
 from giung2_ext.core.method import EditSlots, Method
 
 Tree = Any
@@ -35,6 +36,10 @@ def swap(weight: Array, mask: Array, grad: Array, dropped: Array) -> Array:
 
 
 def build(every: int = 100, stop: int = 25000, drop: float = 0.3) -> Method:
+    if every < 1 or stop < 1 or not 0 <= drop < 1:
+        raise Refusal(
+            f"rigl needs every >= 1, stop >= 1 and drop in [0, 1), got {every}, {stop} and {drop:g}"
+        )
     table = np.array(
         [schedules.to_q31(schedules.cosine_fraction(drop, s, stop)) for s in range(0, stop, every)],
         np.int32,

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 from jax import Array
 
+from giung2_ext.core.errors import Refusal
+
 
 class LeNet(nn.Module):
     num_classes: int
@@ -23,4 +25,6 @@ class LeNet(nn.Module):
 
 
 def build(num_classes: int, hidden: Sequence[int] = (300, 100)) -> nn.Module:
+    if any(width < 1 for width in hidden):
+        raise Refusal(f"lenet needs hidden widths of at least 1, got {tuple(hidden)}")
     return LeNet(num_classes, tuple(hidden))

@@ -1,4 +1,4 @@
-"""Reads a chain's folders and writes its report: report.md, table.{md,csv,tex}, figures/*.{png,pdf}."""
+"""Reads a chain's folders and writes its report: tables, figures, and a page with both."""
 
 from typing import Any, NamedTuple
 
@@ -85,11 +85,13 @@ def write_report(folder: epath.Path | str) -> epath.Path:
     paths.write_bytes(report / "table.md", (markdown + "\n").encode())
     paths.write_bytes(report / "table.csv", tables.to_csv(table).encode())
     paths.write_bytes(report / "table.tex", tables.to_latex(table).encode())
+    runs = tables.write_csv(tables.runs_table(points))
+    paths.write_bytes(report / "runs.csv", runs.encode())
     drawn = figures.draw_all(points, read_masks(points), report / "figures")
     body = [f"# {folder.name}", "", markdown, "", *(f"- {line}" for line in explained), ""]
     body += [f"![{name}](figures/{name}.png)\n" for name in drawn]
     paths.write_bytes(report / "report.md", "\n".join(body).encode())
     print("\n" + markdown + "\n\n" + "\n".join(explained) + "\n")
     pictures = f", figures/ ({', '.join(drawn)})" if drawn else "; no figures: matplotlib is missing"
-    print(f"report: {report}/ with report.md, table.md, table.csv, table.tex{pictures}")
+    print(f"report: {report}/ with report.md, table.md, table.csv, table.tex, runs.csv{pictures}")
     return report

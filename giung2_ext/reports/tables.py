@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from giung2_ext.core.masks import density_of_all
+
 Table = list[list[str]]  # the first row is the header
 
 
@@ -36,20 +38,45 @@ def chain_table(points: Sequence[Any]) -> Table:
         if not own:
             continue
         result = own[0].result
-        unprunable = result["parameters"] - result["prunable"]
         kept = sorted({p.result["kept"] for p in own})
         rows.append(
             [
                 f"{cycle:03d}",
                 "–".join(f"{k:,}" for k in dict.fromkeys([kept[0], kept[-1]])),
                 f"{own[0].density:.4f}",
-                f"{(result['kept'] + unprunable) / result['parameters']:.4f}",
+                f"{density_of_all(*(result[k] for k in ('kept', 'prunable', 'parameters'))):.4f}",
                 spread([p.accuracy("start") for p in own]),
                 spread([p.accuracy("best") for p in own]),
                 *(spread([p.accuracy("best") for p in here if p.arm == arm]) for arm in arms),
             ]
         )
     return rows
+
+
+def runs_table(points: Sequence[Any]) -> Table:
+    """One row a run, with everything needed to trace a number to its tickets."""
+    splits = list(points[0].result["scores"]["best"])
+    splits = [split for split in splits if split != "train"]
+    rows = [
+        ["trial", "arm", "cycle", "seed", "kept", "prunable", "parameters", "best step", "selected on"]
+        + [f"{split} accuracy {when}" for split in splits for when in ("start", "best", "last")]
+        + ["best ticket", "last ticket", "matching ticket", "previous ticket", "folder"]
+    ]
+    for p in points:
+        result, parents = p.result, p.result["parents"]
+        row = [p.trial, p.arm, p.cycle, result["seed"], result["kept"], result["prunable"]]
+        row += [result["parameters"], result["best_step"], result["selected_on"]]
+        row += [p.accuracy(when, split) for split in splits for when in ("start", "best", "last")]
+        row += [result["tickets"]["best"], result["tickets"]["last"]]
+        row += [parents.get("matching", ""), parents.get("previous", ""), p.folder]
+        rows.append([str(cell) for cell in row])
+    return rows
+
+
+def write_csv(rows: Table) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
 
 
 def to_markdown(table: Table) -> str:
@@ -65,8 +92,7 @@ def to_markdown(table: Table) -> str:
 def to_csv(table: Table) -> str:
     """Means and deviations in columns of their own, so that a program can read them."""
     split = [i for i, name in enumerate(table[0]) if "%" in name]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    rows = []
     for number, row in enumerate(table):
         cells: list[str] = []
         for i, cell in enumerate(row):
@@ -77,8 +103,8 @@ def to_csv(table: Table) -> str:
             else:
                 mean, _, deviation = cell.partition(" ± ")
                 cells += ["" if mean == "–" else mean, deviation]
-        writer.writerow(cells)
-    return out.getvalue()
+        rows.append(cells)
+    return write_csv(rows)
 
 
 def to_latex(table: Table) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.sharding import SingleDeviceSharding
 
 from giung2_ext.core.errors import Refusal
 
@@ -95,21 +96,22 @@ class StateStore:
                     raise
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from error
 
-    def notes(self) -> tuple[int, dict[str, Any]] | None:
-        """The newest state's step and notes, or None where there is no state."""
+    def steps(self) -> list[int]:
+        """The steps of the states that are there, newest first."""
+        if not self.folder.exists():
+            return []
+        with _quiet():
+            return sorted(self._open().all_steps(), reverse=True)
+
+    def notes(self, step: int) -> dict[str, Any]:
         import orbax.checkpoint as ocp
 
-        if not self.folder.exists():
-            return None
         with _quiet():
-            step = self._open().latest_step()
-            if step is None:
-                return None
-            found = self._open().restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))
-        return step, found["notes"]
+            items = ocp.args.Composite(notes=ocp.args.JsonRestore())
+            return self._open().restore(step, args=items)["notes"]
 
     def restore(self, step: int, target: Tree) -> Tree:
-        """The state of `step` in the structure, types and shardings of `target`."""
+        """The state of `step` in the structure, types and shardings of `target` (else one device)."""
         import orbax.checkpoint as ocp
 
         wanted = _flatten(target)
@@ -117,7 +119,13 @@ class StateStore:
             problem = _misfit(self._open().item_metadata(step)["state"], wanted)
             if problem:
                 raise Refusal(f"the state in {self.folder} does not fit this run: {problem}")
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
+            one_device = SingleDeviceSharding(jax.local_devices()[0])
+            abstract = {
+                name: jax.ShapeDtypeStruct(
+                    leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or one_device
+                )
+                for name, leaf in wanted.items()
+            }
             found = self._open().restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             )["state"]

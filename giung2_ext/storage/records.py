@@ -88,14 +88,22 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def recorded_recipe(folder: epath.Path) -> dict[str, Any] | None:
     stored = read_json(folder / CONFIG)
-    return None if stored is None else stored["recipe"]
+    if stored is None:
+        return None
+    if not isinstance(stored, dict) or not isinstance(stored.get("recipe"), dict):
+        raise Refusal(f"{folder / CONFIG} is damaged: it holds no recipe")
+    return stored["recipe"]
 
 
-def check_recipe(folder: epath.Path, recipe: dict[str, Any]) -> None:
-    """Refuses a folder that holds another recipe, with the difference."""
-    recorded = recorded_recipe(folder)
-    lines = difference(recorded, recipe) if recorded is not None else []
-    if lines:
+def holds_work(folder: epath.Path) -> bool:
+    """Whether a run got as far as a ticket or a state; one that did not is nobody's loss."""
+    return any(folder.glob("*.ckpt")) or (folder / paths.STATES).exists()
+
+
+def check_recipe(folder: epath.Path, recorded: dict[str, Any], recipe: dict[str, Any]) -> None:
+    """Refuses a folder that holds work of another recipe, with the difference."""
+    lines = difference(recorded, recipe)
+    if lines and holds_work(folder):
         raise Refusal(
             f"{folder} holds a run with another recipe (recorded -> asked for): {'; '.join(lines)}. "
             "Choose another --save, or the recorded values"
@@ -104,7 +112,8 @@ def check_recipe(folder: epath.Path, recipe: dict[str, Any]) -> None:
 
 def record_session(folder: epath.Path, recipe: dict[str, Any], session: dict[str, Any]) -> None:
     """Writes the recipe and adds this session's placement and environment to its history."""
-    stored = read_json(folder / CONFIG) or {"recipe": recipe, "sessions": []}
+    stored = read_json(folder / CONFIG) or {"sessions": []}
+    stored["recipe"] = recipe  # the one that is there, or one that takes the place of no work
     stored["sessions"].append(session)
     paths.write_bytes(folder / CONFIG, _json(stored))
 

@@ -9,6 +9,8 @@ bytes and over the lineage; parents are named by theirs.
 import hashlib
 import io
 import json
+import os
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,11 +71,12 @@ def write_ticket(
         "kept": kept,
         "prunable": prunable,
         "parameters": total,
+        "mask_digest": masking.digest(masks),
         "layers": layers,  # [kept, of] for every prunable leaf
     }
     arrays |= {name: masking.pack(mask) for name, mask in flat_masks.items()}
     meta = {"digest": _digest(arrays, lineage)} | lineage
-    path = folder / paths.TICKETS / meta["digest"][:16]
+    path = place_of(folder, meta["digest"])
     if not all((path / name).exists() for name in (ARRAYS, META)):
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
@@ -127,9 +130,22 @@ def name_ticket(folder: epath.Path, name: str, ticket: epath.Path) -> None:
     paths.point(folder / name, ticket)
 
 
-def drop_unnamed(folder: epath.Path) -> None:
-    """Removes the tickets of this folder that no name points at (a best that was surpassed)."""
+def refuse_inside(folder: epath.Path) -> None:
+    """Refuses to write a run into a ticket, which is immutable."""
+    real = epath.Path(os.path.realpath(folder)) if paths.is_local(folder) else folder
+    for place in (real, *real.parents):
+        if (place / META).exists():
+            raise Refusal(f"{folder} is inside the ticket {place}; choose another --save")
+
+
+def place_of(folder: epath.Path, digest: str) -> epath.Path:
+    return folder / paths.TICKETS / digest[:16]
+
+
+def drop_unnamed(folder: epath.Path, keep: Iterable[str] = ()) -> None:
+    """Removes this folder's tickets that no name points at, but for the digests in `keep`."""
     named = {paths.target(name) for name in folder.glob("*.ckpt")}
+    named |= {place_of(folder, digest).name for digest in keep}
     for ticket in (folder / paths.TICKETS).glob("*"):
         if ticket.name not in named and not ticket.name.startswith("."):
             paths.remove_directory(ticket)

@@ -4,6 +4,7 @@ The best ticket is chosen by the number of hits on one split, strictly more than
 0. A name is moved to a new ticket before the surpassed one is removed, so it always resolves.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from etils import epath
 from giung2_ext.storage import paths, tickets
 from giung2_ext.storage.checkpoints import StateStore
 from giung2_ext.storage.records import MetricsLog
-from giung2_ext.training.loop import Hook
+from giung2_ext.training.loop import Hook, NonFinite
 from giung2_ext.training.population import Population, stack
 from giung2_ext.training.program import Program
 from giung2_ext.training.state import State
@@ -72,6 +73,7 @@ class Keeper:
         self._train: Metrics | None = None
         self._seen: tuple[int, Any] = (-1, None)  # what was observed last, on the device
         self._held: tuple[int, Any] = (-1, None)  # and on the host, member by member
+        self._protected: list[list[str]] = []  # the best of every state that is retained
         self._saved_at = time.monotonic()
 
     def hooks(
@@ -94,6 +96,7 @@ class Keeper:
 
     def on_metrics(self, metrics: Metrics) -> None:
         """Adds a chunk's sums to what the next evaluation reports as training scores."""
+        metrics = jax.tree.map(lambda x: x[: len(self.members)], metrics)  # without filling
         if self._train is not None:
             metrics = jax.tree.map(np.add, self._train, metrics)
         self._train = metrics
@@ -103,6 +106,9 @@ class Keeper:
         splits = self.splits if everything else {self.select_on: self.splits[self.select_on]}
         weights, _, statistics = self._observe(step, state)
         scores = measure(self.program, self.population, (weights, statistics), splits)
+        for i in range(len(self.members)):
+            if not math.isfinite(scores[i][self.select_on]["loss"]):
+                raise NonFinite(i, step)
         for i, member in enumerate(self.members):
             rows = [{"step": step, "split": name, **values} for name, values in scores[i].items()]
             if self._train is not None:
@@ -148,24 +154,46 @@ class Keeper:
         params, masks, statistics = self._hold(step, state)[i]
         ticket, meta = tickets.write_ticket(folder, params, masks, statistics, lineage | {"step": step})
         tickets.name_ticket(folder, name, ticket)
-        tickets.drop_unnamed(folder)
+        tickets.drop_unnamed(folder, [digests[i] for digests in self._protected])
         return meta["digest"]
 
     def save(self, step: int, state: State) -> None:
         window = None if self._train is None else [field.tolist() for field in self._train]
-        notes = {"identity": self.identity, "best": self.best, "start": self.start, "train": window}
+        notes = {
+            "identity": self.identity,
+            "best": self.best,
+            "start": self.start,
+            "latest": self.latest,
+            "train": window,
+        }
+        self._protected.append([best["digest"] for best in self.best])
         self.store.save(step, self.population.trim(state.replace(step=None)), notes)
+        self._protected = self._protected[-self.store.keep :]
         self._saved_at = time.monotonic()
 
-    def recall(self, notes: Mapping[str, Any]) -> None:
-        """Takes up where the run that wrote these notes was saved."""
-        self.best, self.start = notes["best"], notes["start"]
+    def recall(self, notes: Mapping[str, Any], rows: Sequence[int]) -> None:
+        """Takes up where the run that wrote these notes was saved; member i was its member rows[i].
+
+        A best found after that is forgotten: where arithmetic is not repeatable it may not come again.
+        """
+        self.best, self.start, self.latest = (
+            [notes[name][row] for row in rows] if notes[name] else []
+            for name in ("best", "start", "latest")
+        )
+        self._protected = [[best["digest"] for best in self.best]]
+        for member, best in zip(self.members, self.best, strict=True):
+            if best["digest"]:
+                place = tickets.place_of(member.folder, best["digest"])
+                tickets.name_ticket(member.folder, paths.BEST, place)
         if notes["train"] is not None:
-            like = jax.device_get(Metrics.zeros())
-            self._train = jax.tree.map(lambda z, v: np.asarray(v, z.dtype), like, Metrics(*notes["train"]))
+            zeros, treedef = jax.tree.flatten(jax.device_get(Metrics.zeros()))
+            columns = zip(zeros, notes["train"], strict=True)
+            window = [np.asarray([values[row] for row in rows], zero.dtype) for zero, values in columns]
+            self._train = jax.tree.unflatten(treedef, window)
 
     def finish(self, step: int, state: State) -> list[dict[str, Any]]:
         """The last tickets, and the result of every member: scores at the start, best and last."""
+        self._protected = []
         last = [self._keep(i, step, state, paths.LAST) for i in range(len(self.members))]
         for i, best in enumerate(self.best):
             if best["step"] < 0:  # a run of no steps: its only state is the best

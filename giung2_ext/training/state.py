@@ -13,7 +13,7 @@ from giung2_ext.core.method import Method
 
 Tree = Any
 
-INIT, DATA, UPDATE, CRITERION = range(4)
+INIT, DATA, UPDATE, CRITERION, METHOD = range(5)
 """What a run's key is folded with for each use: no two uses share random bits."""
 
 
@@ -45,5 +45,5 @@ def make_state(
     masks: Tree,
     statistics: Tree,
 ) -> State:
-    trainable, method_state = method.init(jax.random.fold_in(key, CRITERION), params, masks)
+    trainable, method_state = method.init(jax.random.fold_in(key, METHOD), params, masks)
     return State(jnp.int32(0), key, trainable, method_state, optimizer.init(trainable), statistics)

@@ -44,7 +44,7 @@ class Metrics(NamedTuple):
 
 
 def network(model: nn.Module, weights: Tree, statistics: Tree, images: Array, train: bool) -> Any:
-    """Logits, and with `train` the updated statistics too; pixels are standardised here."""
+    """Logits, and with `train` the updated collections too; pixels are standardised here."""
     others = {k: v for k, v in statistics.items() if k != "image_stats"}
     mean, std = (statistics["image_stats"][name].reshape(1, 1, 1, -1) for name in ("m", "s"))
     scale = 255.0 if jnp.issubdtype(images.dtype, jnp.integer) else 1.0
@@ -52,8 +52,7 @@ def network(model: nn.Module, weights: Tree, statistics: Tree, images: Array, tr
     variables = {"params": weights, **others}
     if not train:
         return model.apply(variables, x, train=False)
-    logits, updated = model.apply(variables, x, train=True, mutable=list(others))
-    return logits, {**statistics, **updated}
+    return model.apply(variables, x, train=True, mutable=list(others))
 
 
 def evaluate_sums(model: nn.Module, weights: Tree, statistics: Tree, batches: Batch) -> dict[str, Array]:
@@ -74,30 +73,35 @@ def evaluate_sums(model: nn.Module, weights: Tree, statistics: Tree, batches: Ba
 def make_gradients(model: nn.Module, smoothing: float) -> Callable[..., Any]:
     """(weights, statistics, batch, slices, offset=None) -> dense grads, statistics, metrics.
 
-    The batch is cut into `slices` consecutive parts and everything is averaged over them. With
-    `offset`, a tree of gradients, the grads are the pair (mean, mean over slices of |g + offset|).
+    The batch is cut into `slices` consecutive parts: gradients are those of the mean over its valid
+    examples, updated statistics the mean over the parts. With `offset`, a tree of gradients, the grads
+    are the pair (mean, mean over parts of |gradient of the part's own mean + offset|).
     """
 
-    def loss(weights: Tree, statistics: Tree, batch: Batch) -> tuple[Array, Any]:
-        logits, statistics = network(model, weights, statistics, batch["images"], train=True)
+    def loss(weights: Tree, statistics: Tree, batch: Batch, share: Array | None) -> tuple[Array, Any]:
+        logits, updated = network(model, weights, statistics, batch["images"], train=True)
         valid = batch["valid"]
         each = losses.cross_entropy(logits, batch["labels"], smoothing)
         total = jnp.where(valid, each, 0.0).sum()
         count = valid.sum(dtype=jnp.int32)
         hits = (valid & losses.correct(logits, batch["labels"])).sum(dtype=jnp.int32)
-        return total / jnp.maximum(count, 1), (statistics, total, hits, count)
+        return total / jnp.maximum(count if share is None else share, 1), (updated, total, hits, count)
 
     def gradients(
         weights: Tree, statistics: Tree, batch: Batch, slices: int, offset: Tree | None = None
     ) -> tuple[Tree, Tree, tuple[Array, Array, Array]]:
+        # what a part's summed loss is divided by, so that the mean over parts is the batch's mean
+        share = None if offset is not None else batch["valid"].sum(dtype=jnp.int32) / slices
+
         def one(part: Batch) -> tuple[Tree, Tree, tuple[Array, Array, Array]]:
-            (_, aux), grads = jax.value_and_grad(loss, has_aux=True)(weights, statistics, part)
+            (_, aux), grads = jax.value_and_grad(loss, has_aux=True)(weights, statistics, part, share)
             if offset is not None:
                 grads = (grads, jax.tree.map(lambda g, o: jnp.abs(g + o), grads, offset))
             return grads, aux[0], aux[1:]
 
         if slices == 1:
-            return one(batch)
+            grads, updated, sums = one(batch)
+            return grads, {**statistics, **updated}, sums
         parts = jax.tree.map(lambda x: x.reshape(slices, x.shape[0] // slices, *x.shape[1:]), batch)
 
         def add(total: Tree, part: Batch) -> tuple[Tree, None]:
@@ -107,9 +111,9 @@ def make_gradients(model: nn.Module, smoothing: float) -> Callable[..., Any]:
             lambda s: jnp.zeros(s.shape, s.dtype),
             jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts)),
         )
-        (grads, statistics, sums), _ = jax.lax.scan(add, zeros, parts)
-        mean = jax.tree.map(lambda x: x / slices, (grads, statistics))
-        return *mean, sums
+        (grads, updated, sums), _ = jax.lax.scan(add, zeros, parts)
+        grads, updated = jax.tree.map(lambda x: x / slices, (grads, updated))
+        return grads, {**statistics, **updated}, sums
 
     return gradients
 

@@ -77,6 +77,7 @@ REFUSED = {
     "--data_name=digit": "unknown data source 'digit'; known: arrays, digits; did you mean 'digits'?",
     "--optim_ni": "--optim_ni needs a value",
     "--resnet_depth=50": "no field config.model.depth",
+    "--config.model.hidden=abc": "--config.model.hidden takes values like 300,100, got 'abc'",
     "--config.optim=3": "no field config.optim",
 }
 
@@ -105,6 +106,26 @@ def test_a_config_file_refuses_arguments_it_does_not_take():
         parse(config=f"{DIGITS}:smokee")
     with pytest.raises(Refusal, match=r"no config file nowhere\.py"):
         parse(config="nowhere.py")
+
+
+BROKEN = {
+    "def get_config(:\n": "line 1: SyntaxError",
+    "import nonsense_module\n": "line 1: ModuleNotFoundError: No module named 'nonsense_module'",
+    "def get_config():\n    return None\n": "get_config() must return a config, got NoneType",
+    "from giung2_ext.experiments.config import default_config\ndef get_config():\n"
+    "    c = default_config()\n    c.optim.nii = 3\n    return c\n": "line 4: AttributeError",
+    "from giung2_ext.experiments.config import default_config\ndef get_config():\n"
+    "    c = default_config()\n    c.optim.ni = 'abc'\n    return c\n": "line 4: TypeError",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN, ids=BROKEN.values())
+def test_a_broken_config_file_is_one_line_that_says_where(text, tmp_path):
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    with pytest.raises(Refusal, match=re.escape(BROKEN[text])) as refusal:
+        parse(config=str(file))
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.py")), ids=lambda p: p.stem)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from fakes import REPOSITORY
@@ -12,6 +13,7 @@ from giung2_ext.experiments import imp
 from giung2_ext.experiments import setup as setups
 from giung2_ext.storage import records
 from giung2_ext.storage.tickets import read_ticket
+from giung2_ext.training import loop
 
 DIGITS = f"--config={REPOSITORY / 'configs/imp/digits.py'}:smoke"
 QUICK = (DIGITS, "--optim_ni=12", "--config.evaluation.every=6", "--config.placement.log_every=6")
@@ -119,6 +121,64 @@ def test_a_chain_can_be_made_longer_and_its_members_finished_by_hand(train, chai
     chain(save, *QUICK, "--seed=1", "--config.chain.cycles=2")
     chain(tmp_path / "whole", *QUICK, "--seed=1", "--config.chain.cycles=2")
     assert digests(save) == digests(tmp_path / "whole")
+
+
+class Died(Exception):
+    pass
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_a_cycle_of_a_population_goes_on_with_another_number_of_devices(
+    devices, chain, tmp_path, monkeypatch
+):
+    everything = jax.devices()
+    flags = (*QUICK, "--seed=1", "--config.placement.save_every_steps=4", "--config.placement.log_every=2")
+    chain(tmp_path / "calm", *flags)
+    whole = loop.run_loop
+
+    def dying(*args, total, on_metrics, **options):
+        def watch(now, metrics):
+            if now > 8:  # the window since the evaluation at 6 is not empty
+                raise Died
+            on_metrics(now, metrics)
+
+        return whole(*args, total=total, on_metrics=watch, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *a: everything[:3])
+        patch.setattr("giung2_ext.experiments.single.run_loop", dying)
+        with pytest.raises(Died):
+            chain(tmp_path / "cut", *flags)
+    monkeypatch.setattr(jax, "devices", lambda *a: everything[:devices])
+    chain(tmp_path / "cut", *flags)
+    assert digests(tmp_path / "calm") == digests(tmp_path / "cut")
+
+
+def test_dying_among_the_results_of_a_cycle_repeats_none_of_its_steps(chain, tmp_path, monkeypatch, capsys):
+    flags = (*QUICK, "--seed=1", "--config.chain.cycles=1", "--config.placement.save_every_steps=4")
+    chain(tmp_path / "calm", *flags)
+    write, written = records.write_result, []
+
+    def dying(folder, result):
+        if "001" in str(folder) and written.count("001") == 1:
+            raise Died
+        written.append(folder.name)
+        write(folder, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "write_result", dying)
+        with pytest.raises(Died):
+            chain(tmp_path / "cut", *flags)
+    capsys.readouterr()
+    chain(tmp_path / "cut", *flags)
+    assert "001: continuing from step 12" in capsys.readouterr().out
+    assert digests(tmp_path / "calm") == digests(tmp_path / "cut")
+
+
+def test_a_bad_ratio_is_refused_before_anything_trains(chain, tmp_path):
+    with pytest.raises(Refusal, match=r"pruning_ratio must be in \(0, 1\], got 1.2"):
+        chain(tmp_path / "c", *QUICK, "--pruning_ratio=1.2")
+    assert not (tmp_path / "c").exists()
 
 
 def test_cycles_compile_nothing_anew(chain, tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(script, 
     flags = (DIGITS, "--save=run", "--seed=1", "--optim_ni=40", "--config.evaluation.every=10")
     limit = ("bash", "-c", 'ulimit -f 146; exec "$@"', "_")  # KiB, less than a ticket's arrays
     message = one_line(script("train", *flags, under=limit), status=1)
-    assert "cannot write (File too large)" in message
+    assert "cannot read or write (File too large)" in message
     assert not list((tmp_path / "run").glob("*.ckpt"))
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert script("train", *flags).returncode == 0

@@ -1,5 +1,7 @@
 """One run in its folder: continued, finished, refused; nothing lost."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -127,6 +129,57 @@ def test_a_loss_that_turns_nan_stops_the_run_and_keeps_what_was_good(train, tmp_
     assert kept
     assert all(np.isfinite(leaf).all() for t in kept for leaf in jax.tree.leaves(t.params))
     assert not (tmp_path / "run/result.json").exists()
+
+
+def test_a_network_that_turned_nan_in_its_last_step_is_no_result(train, tmp_path):
+    with pytest.raises(Failure, match="not finite at step 1 "):
+        train(tmp_path / "run", *RUN, "--config.optim.name=sgd", "--optim_lr=1e38", "--optim_ni=1")
+    assert not list((tmp_path / "run").glob("*.ckpt"))
+    assert train(tmp_path / "run", *RUN, "--optim_ni=1")["steps"] == 1  # no work was there to protect
+
+
+# What orbax leaves of a restore that failed midway closes its event loop loudly (0.12.8, 2026-11-21).
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_newest_state_falls_back_to_the_one_before(train, tmp_path, monkeypatch, capsys):
+    calm = train(tmp_path / "calm", *RUN)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 20)
+        with pytest.raises(Stopped):
+            train(tmp_path / "cut", *RUN, *STATES)
+    for file in (tmp_path / "cut/states/15").rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    capsys.readouterr()
+    assert train(tmp_path / "cut", *RUN, *STATES) == calm
+    said = capsys.readouterr().out
+    assert "the state of step 15 is damaged" in said
+    assert "continuing from step 10" in said
+
+
+def test_dying_between_the_last_state_and_the_result_changes_nothing(train, tmp_path, monkeypatch):
+    calm = train(tmp_path / "calm", *RUN)
+    with monkeypatch.context() as patch:
+        patch.setattr("giung2_ext.training.hooks.Keeper.finish", lambda *a: (_ for _ in ()).throw(Stopped))
+        with pytest.raises(Stopped):
+            train(tmp_path / "cut", *RUN, *STATES)
+    assert train(tmp_path / "cut", *RUN, *STATES) == calm
+
+
+def test_a_field_that_a_record_lacks_has_its_default(train, tmp_path):
+    result = train(tmp_path / "run", *RUN)
+    path = tmp_path / "run" / records.CONFIG
+    stored = json.loads(path.read_text())
+    del stored["recipe"]["masks"]["allocation"], stored["recipe"]["model"]["hidden"]
+    path.write_text(json.dumps(stored))
+    assert train(tmp_path / "run", *RUN) == result
+    with pytest.raises(Refusal, match=r"masks\.allocation: 'global' -> 'erk'"):
+        train(tmp_path / "run", *RUN, "--config.masks.allocation=erk")
+
+
+def test_a_run_is_not_written_into_a_ticket(train, tmp_path):
+    train(tmp_path / "run", *RUN)
+    with pytest.raises(Refusal, match="is inside the ticket"):
+        train(tmp_path / "run/last.ckpt/000", *RUN)
 
 
 def test_evaluating_a_ticket_gives_the_number_that_the_run_recorded(train, tmp_path, capsys):

@@ -57,7 +57,26 @@ def test_a_ratio_of_one_selects_nothing_even_where_kept_weights_are_zero(dense, 
         assert masking.overlap(found, mask) == 1.0
 
 
+def test_a_criterion_cannot_ask_for_more_than_a_checkpoint_has_left(dense, train, tmp_path):
+    point, best = dense
+    chained = (f"--matching_ckpt={point}", f"--previous_ckpt={best}", "--pruning_ratio=0.2")
+    train(tmp_path / "sparse", *SHORT, *chained)
+    again = (f"--matching_ckpt={tmp_path / 'sparse/last.ckpt'}", "--config.masks.criterion=magnitude")
+    with pytest.raises(
+        Refusal, match=r"asks for 25,100 weights where the checkpoint's mask has 10,040 left"
+    ):
+        train(tmp_path / "x", *SHORT, *again, "--config.masks.density=0.5")
+    assert train(tmp_path / "y", *SHORT, *again, "--config.masks.density=0.1")["kept"] == 5020
+
+
 BAD = {
+    ("--optim_lr=-1",): "config.optim.lr must be a finite number, at least 0, got -1",
+    ("--optim_momentum=2",): r"config.optim.momentum must be in \[0, 1\), got 2",
+    ("--config.evaluation.select_on=train",): "must be a split that is not trained on",
+    ("--config.evaluation.select_on=tset",): "unknown split 'tset'",
+    ("--config.masks.criterion=random", "--config.masks.density=1e-9"): "config.masks.density=1e-09 of",
+    ("--seed=99999999999999999999",): "seed must be in",
+    ("--config.method.name=rigl", "--config.method.every=0"): "rigl needs every >= 1",
     ("--previous_ckpt=x",): "--previous_ckpt without --matching_ckpt",
     ("--pruning_ratio=0.8",): "--pruning_ratio=0.8 without --previous_ckpt",
     ("--matching_ckpt=x", "--pruning_ratio=0.8"): "--pruning_ratio=0.8 without --previous_ckpt",

@@ -23,6 +23,10 @@ def make_result(kept, best, start=0.1, selected_on="validation"):
         "parameters": 1250,
         "layers": {"fc/kernel": [kept - 10, 900], "cls/kernel": [10, 100]},
         "selected_on": selected_on,
+        "seed": 3,
+        "best_step": 20,
+        "tickets": {"best": "b" * 64, "last": "l" * 64},
+        "parents": {"matching": "m" * 64},
         "scores": {"start": scores(start), "best": scores(best), "last": scores(best - 0.01)},
     }
 

@@ -37,15 +37,17 @@ def test_the_recorded_recipe_differs_from_itself_in_nothing(folder):
     recipe = {**RECIPE, "small": 1e-300, "third": 1 / 3, "pair": [1, [2, None]], "none": None, "empty": {}}
     records.record_session(folder, recipe, {})
     assert records.difference(records.recorded_recipe(folder), recipe) == []
-    records.check_recipe(folder, recipe)
+    records.check_recipe(folder, records.recorded_recipe(folder), recipe)
 
 
 def test_another_recipe_is_refused_with_old_and_new(folder):
-    records.check_recipe(folder, RECIPE)  # an empty folder takes any
     records.record_session(folder, RECIPE, {})
     other = {**RECIPE, "seed": 6, "optim": {"lr": 0.1, "ni": 40}}
+    records.check_recipe(folder, RECIPE, other)  # no work is lost yet
+    (folder / "last.ckpt").mkdir()
+    records.check_recipe(folder, RECIPE, RECIPE)
     with pytest.raises(Refusal, match=r"optim\.ni: 30 -> 40; seed: 5 -> 6\. Choose another --save"):
-        records.check_recipe(folder, other)
+        records.check_recipe(folder, RECIPE, other)
 
 
 def test_every_session_joins_the_history_of_one_recipe(folder):
@@ -56,11 +58,11 @@ def test_every_session_joins_the_history_of_one_recipe(folder):
     assert [session["placement"]["workers"] for session in stored["sessions"]] == [1, 2]
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"\x80\x81"])
+@pytest.mark.parametrize("damage", [b"", b"{", b"\x80\x81", b"[]", b"{}"])
 def test_a_damaged_record_is_refused_by_its_path(damage, folder):
     (folder / records.CONFIG).write_bytes(damage)
     with pytest.raises(Refusal, match=r"config\.json is damaged"):
-        records.check_recipe(folder, RECIPE)
+        records.recorded_recipe(folder)
 
 
 @pytest.mark.parametrize(("step", "kept"), [(0, 0), (5, 2), (10, 4), (19, 4), (20, 6), (99, 6)])

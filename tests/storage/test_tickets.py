@@ -77,7 +77,7 @@ def test_plain_numpy_reads_masks_of_one_bit_a_weight_and_counts(folder):
         "parameters": 90 + 15 + 3,
         "layers": {"Conv_0/kernel": [kept, 90]},
     }
-    assert set(meta) == {*LINEAGE, *counts, "format", "digest"}  # no clock, no host
+    assert set(meta) == {*LINEAGE, *counts, "format", "digest", "mask_digest"}  # no clock, no host
     assert {key: meta[key] for key in counts} == counts
 
 

@@ -171,6 +171,24 @@ def test_accumulated_is_the_whole_batch_batchnorm_statistics_included(micro_batc
         close(a.statistics, b.statistics, rtol=1e-4, atol=1e-6)
 
 
+def test_parts_with_unequal_numbers_of_valid_examples_still_make_the_batchs_mean():
+    batch = make_batch(0) | {"valid": jnp.arange(24) < 10}
+    whole, parts = make_bench("ticket"), make_bench("ticket", micro_batches=3)
+    a, _ = whole.step(whole.state, batch)
+    b, _ = parts.step(parts.state, batch)
+    close(a.trainable, b.trainable, rtol=1e-4, atol=1e-7)
+
+
+def test_pixel_statistics_never_change():
+    bench = make_bench("ticket", micro_batches=3)
+    pixels = {"m": jnp.full(1, 0.48145467), "s": jnp.full(1, 0.1)}
+    start = bench.state.replace(statistics=bench.state.statistics | {"image_stats": pixels})
+    *_, state = bench.run(30, start)
+    assert jax.tree.map(
+        lambda x: x.tobytes(), jax.device_get(state.statistics["image_stats"])
+    ) == jax.tree.map(lambda x: x.tobytes(), jax.device_get(pixels))
+
+
 def test_examples_that_are_not_valid_do_not_count():
     bench = make_bench("ticket")
     batch = make_batch(0)
