@@ -28,6 +28,10 @@ def test_a_method_runs_in_the_plain_loop_of_the_readme():
     assert masking.overlap(masks, scope["start"]) < 0.9
 
 
+def test_no_number_is_missing():
+    assert not re.search(r"MEASURED|NEWEST|TODO", README)
+
+
 def test_the_commands_name_scripts_and_configs_that_exist():
     for name in re.findall(r"(?:scripts|configs)/[\w/]+\.py", README):
         assert (REPOSITORY / name).exists(), name

@@ -1,5 +1,7 @@
 """The scripts as processes: what a person sees, and what bad input and bad luck do."""
 
+import csv
+import itertools
 import os
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import time
 import pytest
 from fakes import REPOSITORY
 
+from giung2_ext.core import masks as masking
 from giung2_ext.storage.tickets import read_ticket
 
 DIGITS = f"--config={REPOSITORY / 'configs/imp/digits.py'}:smoke"
@@ -46,6 +49,24 @@ def test_the_whole_story_is_told_once_and_quietly(script, tmp_path):
     judged = script("evaluate", "--ckpt=digits/trial_0/002/best_acc.ckpt", "--split=test")
     assert judged.returncode == 0, judged.stderr
     assert "0.6400 of the 50,200 prunable weights" in judged.stdout
+
+
+def test_the_digits_chain_tells_the_story_of_the_tickets(script, tmp_path):
+    """The claims of the README, on the real chain: 3 trials, 18 pruned cycles, re-initialised controls."""
+    config = f"--config={REPOSITORY / 'configs/imp/digits.py'}"
+    done = script("imp", config, "--save=digits", "--seed=0")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "digits/report/table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kept = [int(row["weights left"]) for row in rows]
+    assert kept == [50200, *(k * 4 // 5 for k in kept[:-1])]
+    dense = float(rows[0]["test %"])
+    assert all(float(row["test %"]) > dense - 1 for row in rows if float(row["density"]) >= 0.2)
+    assert float(rows[-1]["test %"]) - float(rows[-1]["reinit test %"]) >= 4
+    assert float(rows[0]["test % at iteration 0"]) < 25 < float(rows[7]["test % at iteration 0"])
+    for trial in range(3):
+        masks = [read_ticket(tmp_path / f"digits/trial_{trial}/{n:03d}/last.ckpt").masks for n in range(19)]
+        assert all(bool(masking.nested(b, a)) for a, b in itertools.pairwise(masks))
 
 
 BAD = {

@@ -41,7 +41,8 @@ def make_chain(folder, trials):
                 for when, less in (("start", 0.4), ("best", 0.0), ("last", 0.01))
             }
             counts = {key: meta[key] for key in ("kept", "prunable", "parameters", "layers")}
-            records.write_result(run, {"scores": scores, "selected_on": "validation", **counts})
+            known = dict(selected_on="validation", seed=t, best_step=10, tickets=dict(best="b", last="l"))
+            records.write_result(run, {"scores": scores, "parents": {}, **known, **counts})
     return chain.read_chain(folder)
 
 
@@ -150,7 +151,7 @@ def test_a_report_is_files_that_open_and_changes_nothing_else(trials, folder, ca
     drawn = {
         f"figures/{name}.{kind}" for name in ("accuracy", "layers", "overlap") for kind in ("png", "pdf")
     }
-    tables = {"report.md", "table.md", "table.csv", "table.tex"}
+    tables = {"report.md", "table.md", "table.csv", "table.tex", "runs.csv"}
     assert set(after) - set(before) == {f"report/{name}" for name in tables | drawn}
     assert {name: after[name] for name in before} == before
     for name in sorted(drawn):
