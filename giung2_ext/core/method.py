@@ -28,6 +28,8 @@ class Method(NamedTuple):
     """(trainable, opt_state, method_state, dense_grads, step, key, edit_slots) -> the first three"""
     replaces_step: bool = False
     """whether an update stands in for the optimizer's step or comes after it"""
+    pretrained: bool = False
+    """whether it needs trained weights to start from, because it never trains any"""
     group_abs: bool = False
     """update gets the pair (mean, mean over recipe groups of |group gradient|) as dense_grads"""
 

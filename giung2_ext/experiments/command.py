@@ -21,7 +21,7 @@ def guarded(work: Callable[[], None]) -> None:
     except Refusal as error:
         _leave(str(error), error.status)
     except KeyboardInterrupt:
-        _leave("interrupted; the same command continues", 130)
+        _leave("interrupted; the same command goes on from the newest saved state", 130)
     except OSError as error:
         if error.errno not in (
             errno.ENOSPC,

@@ -171,6 +171,8 @@ def recipe(config: Config) -> dict[str, Any]:
     """What is computed: no placement, no chain, checkpoint paths replaced by what they hold."""
     plain = config.to_dict()
     del plain["placement"], plain["chain"]
+    if not plain["tickets"]["periodic"]:
+        del plain["tickets"]["every"]  # says nothing then
     for key in ("matching_ckpt", "previous_ckpt"):
         if plain["start"][key] is not None:
             plain["start"][key] = tickets.read_meta(plain["start"][key])["digest"]

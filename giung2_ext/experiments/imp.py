@@ -92,6 +92,17 @@ def check_chain(config: Config) -> None:
             raise unknown("arm", str(arm), ARMS)
 
 
+def check_layout(config: Config, save: epath.Path) -> None:
+    """One trial lives in the folder itself, several in folders of their own: never both."""
+    first, alone = save / paths.trial(0), save / records.CONFIG
+    other = alone if config.chain.trials > 1 else first
+    if other.exists():
+        raise Refusal(
+            f"{save} holds a chain of {'one trial' if config.chain.trials > 1 else 'several trials'} "
+            f"({other}); set config.chain.trials to go on with it, or choose another --save"
+        )
+
+
 def use_cpu_cores(members: int) -> None:
     """On a CPU, one JAX device a core, so that members run side by side."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -128,6 +139,10 @@ class Story:
             self.progress.done += steps
             spent = "finished before"
         self.progress.line(self._line(name, steps, runs, results, spent))
+        for run in runs:
+            usual = next(c.seed for c in self.chains if run.folder in (c.base, c.base / name))
+            if run.config.seed != usual:
+                self.progress.line(f"{name}: {run.folder} was run with seed {run.config.seed}, not {usual}")
 
     def _line(self, name: str, steps: int, runs: Any, results: Any, spent: str) -> str:
         arms = {chain.base.name for chain in self.chains if chain.is_arm}
@@ -157,6 +172,7 @@ def run_chain(config: Config, save: str) -> epath.Path:
     """The whole chain below `save`; what is finished is skipped, what was interrupted continues."""
     check_chain(config)
     folder = epath.Path(save)
+    check_layout(config, folder)
     chains = plan_chains(config, folder)
     use_cpu_cores(len(chains))
     setups.check_config(config)

@@ -28,7 +28,8 @@ def percent(values: Iterable[float]) -> str:
 class Progress:
     """A whole job of `steps` steps; its bar shows rate, loss and the time left for all of them."""
 
-    def __init__(self, steps: int):
+    def __init__(self, steps: int, patience: float = 30.0):
+        self.patience = patience
         self.total, self.done = steps, 0
         self.trained, self.seconds = 0, 0.0  # steps run by this process, and how long they took
         self._bar: Any = None
@@ -42,8 +43,8 @@ class Progress:
         self._spoke = time.monotonic()
 
     def sign_of_life(self, text: str) -> None:
-        """A line, if there was none for half a minute: a log of days should show that it lives."""
-        if time.monotonic() - self._spoke > 30:
+        """A line, if there was none for `patience` seconds: a log of days should show that it lives."""
+        if time.monotonic() - self._spoke >= self.patience:
             self.line(text)
 
     def open(self, label: str, steps: int, done: int) -> None:

@@ -205,6 +205,8 @@ def _recover(store: StateStore, like: State, identity: list[Any], progress: Prog
 
 def _scores_line(label: str, step: int, scores: list[Scores], progress: Progress) -> str:
     parts = [f"{label}: step {step:,}"]
+    if "train" in scores[0]:
+        parts.append(f"loss {sum(member['train']['loss'] for member in scores) / len(scores):.4f}")
     for split in scores[0]:
         parts.append(f"{split} {percent([member[split]['accuracy'] for member in scores])}")
     return " · ".join([*parts, f"{progress.left()} left"])
@@ -249,7 +251,7 @@ def train_one(config: Config, save: str) -> dict[str, Any]:
             f"float32 on {where} → {folder}",
             flush=True,
         )
-        progress = Progress(config.optim.ni)
+        progress = Progress(config.optim.ni, patience=0.0)
         [result] = train([run], Setups(), folder / paths.STATES, progress, folder.name)
     print(summary(result, folder))
     return result

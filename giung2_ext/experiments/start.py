@@ -117,6 +117,10 @@ def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
             f"network; its leaves are: {', '.join(trees.named_leaves(params))}"
         )
     start, parents = config.start, {}
+    if setup.method.pretrained and not start.matching_ckpt:
+        raise Refusal(
+            f"{config.method.name} never trains a weight: give the trained ones with --matching_ckpt=PATH"
+        )
     if start.matching_ckpt:
         matching = _read_fitting(start.matching_ckpt, params, masks)
         parents["matching"] = matching.digest

@@ -67,4 +67,4 @@ def build(gap: float = 0.01, rate: float = 1.0) -> Method:
         new = trees.map_present(lambda m, s: swap(s, m, skipped), state.masks, scores)
         return scores, JackpotsState(state.frozen, new)
 
-    return Method(init, weights, lambda scores, state: state.masks, follow=follow)
+    return Method(init, weights, lambda scores, state: state.masks, follow=follow, pretrained=True)

@@ -64,11 +64,10 @@ def draw_accuracy(figure: Any, points: Sequence[Any]) -> None:
     trained, untrained = figure.subplots(1, 2)
     for (marker, line, colour), arm in zip(itertools.cycle(STYLES), ["", *arms]):
         _draw_curve(trained, points, arm, "best", arm or "tickets", marker=marker, ls=line, color=colour)
+        _draw_curve(untrained, points, arm, "start", arm or "tickets", marker=marker, ls=line, color=colour)
     dense = [p.accuracy("best") for p in points if p.arm == "" and p.density == 1]
     if dense:
         trained.axhline(np.mean(dense), color="0.5", lw=1, ls=":", label="dense")
-    marker, line, colour = STYLES[2]
-    _draw_curve(untrained, points, "", "start", "tickets", marker=marker, ls=line, color=colour)
     spread = f"mean ± sd of {trials} trials" if trials > 1 else "one trial"
     for axes, when in ((trained, "trained"), (untrained, "iteration 0")):
         _density_axis(axes, [p.density for p in points])

@@ -145,7 +145,7 @@ def test_an_interrupted_run_says_that_it_can_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert errors.strip() == "error: interrupted; the same command continues"
+    assert errors.strip() == "error: interrupted; the same command goes on from the newest saved state"
 
 
 def test_kills_at_random_moments_lose_nothing(script):
