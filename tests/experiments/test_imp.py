@@ -175,6 +175,26 @@ def test_dying_among_the_results_of_a_cycle_repeats_none_of_its_steps(chain, tmp
     assert digests(tmp_path / "calm") == digests(tmp_path / "cut")
 
 
+def test_one_folder_holds_one_trial_or_several(chain, tmp_path):
+    alone = ("--config.chain.trials=1", "--config.chain.arms=", "--config.chain.cycles=0")
+    chain(tmp_path / "one", *QUICK, *alone)
+    with pytest.raises(Refusal, match="holds a chain of one trial"):
+        chain(tmp_path / "one", *QUICK)
+    chain(tmp_path / "two", *QUICK, "--config.chain.cycles=0")
+    with pytest.raises(Refusal, match="holds a chain of several trials"):
+        chain(tmp_path / "two", *QUICK, *alone)
+
+
+def test_cycles_of_another_seed_are_named(train, chain, imagenet_flags, tmp_path, capsys):
+    type_chain(train, tmp_path / "c", imagenet_flags, 1)
+    capsys.readouterr()
+    chain(tmp_path / "c", *imp_flags(imagenet_flags, "--config.chain.cycles=0"))
+    seeds = [records.recorded_recipe(tmp_path / "c" / place)["seed"] for place in ("000", "")]
+    assert (
+        f"000: {tmp_path / 'c/000'} was run with seed {seeds[0]}, not {seeds[1]}" in capsys.readouterr().out
+    )
+
+
 def test_a_bad_ratio_is_refused_before_anything_trains(chain, tmp_path):
     with pytest.raises(Refusal, match=r"pruning_ratio must be in \(0, 1\], got 1.2"):
         chain(tmp_path / "c", *QUICK, "--pruning_ratio=1.2")

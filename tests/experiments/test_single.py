@@ -69,6 +69,7 @@ def test_a_finished_run_is_left_alone_and_another_recipe_refused(train, tmp_path
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
     assert train(tmp_path / "run", *RUN, "--config.placement.log_every=7")["steps"] == 30
     assert "already finished" in capsys.readouterr().out
+    assert train(tmp_path / "run", *RUN, "--config.tickets.every=7")["steps"] == 30  # it says nothing here
     with pytest.raises(
         Refusal, match=r"another recipe .*optim\.lr: 0\.0012 -> 0\.01.*Choose another --save"
     ):

@@ -70,6 +70,7 @@ def test_a_criterion_cannot_ask_for_more_than_a_checkpoint_has_left(dense, train
 
 
 BAD = {
+    ("--config.method.name=jackpots",): "jackpots never trains a weight: give the trained ones",
     ("--optim_lr=-1",): "config.optim.lr must be a finite number, at least 0, got -1",
     ("--optim_momentum=2",): r"config.optim.momentum must be in \[0, 1\), got 2",
     ("--config.evaluation.select_on=train",): "must be a split that is not trained on",
