@@ -201,7 +201,7 @@ class Keeper:
                 best.update(step=step, digest=last[i])
         weights, _, statistics = self._observe(step, state)
         at_last = measure(self.program, self.population, (weights, statistics), self.splits)
-        at_best = self._measure_best() if any(b["step"] != step for b in self.best if b) else at_last
+        at_best = self._measure_best() if any(best["step"] != step for best in self.best) else at_last
         results = []
         for i, member in enumerate(self.members):
             best, meta = self.best[i], tickets.read_meta(member.folder / paths.LAST)
