@@ -3,7 +3,7 @@
 python scripts/imp.py --config=configs/imp/digits.py --save=save/digits --seed=0
 
 Rewound to step 0, 3 trials, with re-initialised controls; Adam 1.2e-3, batch 60, 300 steps a cycle: about
-when tickets have learned and re-initialised networks have not. 19 s on two CPU cores. Expected: dense
+when tickets have learned and re-initialised networks have not. 19 to 24 s on two CPU cores. Expected: dense
 97.5%, tickets 98.3% at density 0.21 and 93.6% at 0.018, re-initialised 96.9% and 76.7%.
 Last verified 2026-11-21, jax 0.10.2.
 """
