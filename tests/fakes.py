@@ -18,6 +18,13 @@ from giung2_ext.training.step import make_step
 REPOSITORY = pathlib.Path(__file__).parents[1]
 IMAGE = (8, 8, 1)
 CLASSES = 5
+SMALL = {
+    "lenet": dict(hidden=(16, 12)),
+    "convnet": dict(widths=(4, 6)),
+    "resnet": dict(depth=18),
+    "resnet_cifar": dict(depth=8, planes=4),
+    "vit": dict(size="Ti", depth=2, patch=4),
+}
 
 
 def make_batch(seed=0, size=24, image=IMAGE):
@@ -30,7 +37,7 @@ def make_batch(seed=0, size=24, image=IMAGE):
 
 
 def make_model(name="lenet", **options):
-    options = options or {"lenet": dict(hidden=(16, 12)), "convnet": dict(widths=(4, 6))}.get(name, {})
+    options = options or SMALL.get(name, {})
     return discovery.build(giung2_ext.models, "model", name, num_classes=CLASSES, **options)
 
 

@@ -14,12 +14,13 @@ from giung2_ext.core.errors import unknown
 
 Tree = Any
 
-# Which leaves are prunable differs by line of work, so it is a named rule. A model's classifier is
-# called `cls`; biases and normalisation parameters have one axis and are never prunable.
-PRUNABLE: dict[str, Callable[[str, Any], bool]] = {
-    "conv": lambda name, leaf: leaf.ndim == 4,
-    "kernels": lambda name, leaf: leaf.ndim >= 2,
-    "body": lambda name, leaf: leaf.ndim >= 2 and "cls" not in name.split("/"),
+# Which leaves are prunable differs by line of work, so it is a named rule. Only leaves called `kernel`
+# are: never biases, normalisation, tokens or positions. A model's classifier is called `cls`.
+PRUNABLE: dict[str, Callable[[list[str], Any], bool]] = {
+    "conv": lambda path, kernel: kernel.ndim == 4,
+    "kernels": lambda path, kernel: True,
+    "body": lambda path, kernel: "cls" not in path,
+    "blocks": lambda path, kernel: any(part.startswith("Block_") for part in path),
 }
 
 
@@ -28,10 +29,12 @@ def dense(params: Tree, prunable: str) -> Tree:
     if prunable not in PRUNABLE:
         raise unknown("rule for prunable leaves", prunable, PRUNABLE)
     rule = PRUNABLE[prunable]
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: np.ones(leaf.shape, bool) if rule(trees.path_name(path), leaf) else None,
-        params,
-    )
+
+    def mask(keys: Any, leaf: Any) -> np.ndarray | None:
+        path = trees.path_name(keys).split("/")
+        return np.ones(leaf.shape, bool) if path[-1] == "kernel" and rule(path, leaf) else None
+
+    return jax.tree_util.tree_map_with_path(mask, params)
 
 
 def apply(masks: Tree, params: Tree) -> Tree:

@@ -30,7 +30,7 @@ CHOICES = {
     "method": giung2_ext.methods,
 }
 KINDS = {"model": "model", "data": "data source", "method": "method"}  # in messages
-SUPPLIED = {"model": "num_classes", "data": "root"}  # what the suite itself passes to a build
+SUPPLIED = {"model": ("num_classes", "dtype"), "data": ("root",)}  # what the suite itself passes to a build
 
 
 def default_config() -> Config:
@@ -63,7 +63,7 @@ def default_config() -> Config:
     c.start.batch_stats = "reset"  # reset | rewind (take those of matching_ckpt)
 
     c.masks = Config()
-    c.masks.prunable = "conv"  # conv | kernels | body (every kernel but the classifier's)
+    c.masks.prunable = "conv"  # conv | kernels | body (all but the classifier) | blocks (of a transformer)
     c.masks.criterion = "none"  # none | random | magnitude: the mask to start from, without a ticket's
     c.masks.allocation = "global"  # global | uniform | erk
     c.masks.density = 1.0  # kept fraction of the prunable weights, for that criterion
@@ -101,7 +101,7 @@ def _options(section: str, name: str) -> dict[str, inspect.Parameter]:
     """What a config can say of a choice: the options of its `build` that the suite does not supply."""
     make = discovery.maker(CHOICES[section], KINDS[section], name)
     parameters = inspect.signature(make).parameters
-    return {k: p for k, p in parameters.items() if k != SUPPLIED.get(section)}
+    return {k: p for k, p in parameters.items() if k not in SUPPLIED.get(section, ())}
 
 
 def complete(config: Config) -> Config:

@@ -1,4 +1,5 @@
-"""One network per file; the file name is its key and `build(num_classes, ...)` returns a linen module.
+"""One network per file; the file name is its key, `build(num_classes, dtype, ...)` returns a linen module.
 
-Modules take standardised NHWC float images and `train`, and call their classifier `cls`.
+Modules take standardised NHWC float images and `train`, compute in `dtype`, and call their classifier
+`cls`: its product and the logits are float32, as parameters and statistics always are.
 """

@@ -1,49 +1,76 @@
-"""Layers whose result must not depend on how many chips run them.
+"""Layers whose result must not depend on how many chips run them, and the two padding conventions.
 
 `BatchNorm` takes its statistics over groups of `group_size` consecutive examples (0: the whole
 batch), so they belong to the recipe. Naming and defaults are linen's: parameters `scale` and `bias`,
 `batch_stats` `mean` and `var` (biased), moving averages with `momentum`. One step makes one moving
 average update with the mean over its groups; averaging the updated statistics of micro-batches is
-the same update, because it is linear in them.
+the same update, because it is linear in them. Arithmetic is float32, the result has the input's type.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from giung2_ext.core.errors import unknown
+
+PADDINGS = ("same", "torch")
+
 
 class BatchNorm(nn.Module):
     group_size: int = 0
+    scale_init: Callable[..., Any] = nn.initializers.ones
     momentum: float = 0.9
     epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         channels = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, channels)
+        scale = self.param("scale", self.scale_init, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(channels))
         var = self.variable("batch_stats", "var", lambda: jnp.ones(channels))
         if not train:
-            factor = scale * jax.lax.rsqrt(var.value + self.epsilon)
-            centred = x.astype(jnp.float32) - _last_axis(mean.value, x.ndim)
-            return centred * _last_axis(factor, x.ndim) + _last_axis(bias, x.ndim)
+            return _normalise(x, mean.value, var.value, scale, bias, self.epsilon)
 
         size = self.group_size or x.shape[0]
         if x.shape[0] % size:
             raise ValueError(f"a batch of {x.shape[0]} does not divide into BatchNorm groups of {size}")
-        groups = x.astype(jnp.float32).reshape(x.shape[0] // size, size, *x.shape[1:])
+        groups = x.reshape(x.shape[0] // size, size, *x.shape[1:])
         axes = tuple(range(1, groups.ndim - 1))
-        mean_g = groups.mean(axes, keepdims=True)
-        var_g = groups.var(axes, keepdims=True)
-        normalised = (groups - mean_g) * jax.lax.rsqrt(var_g + self.epsilon)
+        exact = groups.astype(jnp.float32)
+        mean_g = exact.mean(axes, keepdims=True)
+        square_g = jnp.square(exact).mean(axes, keepdims=True)
+        var_g = jnp.maximum(square_g - jnp.square(mean_g), 0)  # both moments in one pass over x
         if not self.is_initializing():
             keep = self.momentum
             mean.value = keep * mean.value + (1 - keep) * mean_g.reshape(-1, *channels).mean(0)
             var.value = keep * var.value + (1 - keep) * var_g.reshape(-1, *channels).mean(0)
-        return normalised.reshape(x.shape) * _last_axis(scale, x.ndim) + _last_axis(bias, x.ndim)
+        return _normalise(groups, mean_g, var_g, scale, bias, self.epsilon).reshape(x.shape)
+
+
+def _normalise(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """Statistics and parameters are vectors over the last axis, or have x's number of axes."""
+    mean, var, scale, bias = (_last_axis(vector, x.ndim) for vector in (mean, var, scale, bias))
+    y = (x.astype(jnp.float32) - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias
+    return y.astype(x.dtype)
 
 
 def _last_axis(vector: Array, ndim: int) -> Array:
-    return vector.reshape((1,) * (ndim - 1) + (-1,))
+    return vector if vector.ndim == ndim else vector.reshape((1,) * (ndim - 1) + (-1,))
+
+
+def pads(padding: str, size: int) -> str | list[tuple[int, int]]:
+    """What linen calls it. With a stride `same` pads more at the end, `torch` equally on both sides."""
+    if padding not in PADDINGS:
+        raise unknown("padding", padding, PADDINGS)
+    return "SAME" if padding == "same" else [(size // 2, size // 2)] * 2
+
+
+def torch_uniform(fan_in: int) -> Callable[..., Array]:
+    """PyTorch's default for a linear layer's kernel and bias: uniform within 1 / sqrt(fan in)."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)

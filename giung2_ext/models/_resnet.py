@@ -1,0 +1,98 @@
+"""Residual networks of He et al. 2016 (https://arxiv.org/abs/1512.03385), as in the original suite.
+
+Every convolution and normalisation is a child of the network itself, so leaves are `Conv_i` and
+`BatchNorm_i` in the order in which they are applied, the shortcut's after its block's: the order of
+torchvision too. Kernels are He normal (fan in, truncated), convolutions have no bias, the last scale
+of a block starts at 0. Strides are on the 3x3 convolution of a bottleneck (v1.5).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from giung2_ext.core.errors import Refusal, unknown
+from giung2_ext.models._layers import BatchNorm, pads, torch_uniform
+
+HEADS = ("zero", "biased")  # no bias and all 0 (the original suite), or as PyTorch makes it
+SHORTCUTS = ("projection", "pad")  # 1x1 convolution, or every other pixel and channels of zeros
+
+
+class ResNet(nn.Module):
+    num_classes: int
+    blocks: Sequence[int]  # of each stage; a stage doubles the channels
+    planes: int  # channels of the stem
+    width: int  # multiplies the channels of the stages; of a bottleneck the inner ones alone
+    bottleneck: bool
+    large_images: bool  # a 7x7 stem of stride 2 and a pooling of stride 2, or a 3x3 stem
+    shortcut: str
+    head: str
+    padding: str
+    zero_init: bool
+    group_size: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        x = images.astype(self.dtype)
+        if self.large_images:
+            x = nn.relu(self._norm(self._conv(x, self.planes, 7, 2), train))
+            x = nn.max_pool(x, (3, 3), (2, 2), pads(self.padding, 3))
+        else:
+            x = nn.relu(self._norm(self._conv(x, self.planes, 3), train))
+        for stage, count in enumerate(self.blocks):
+            for index in range(count):
+                stride = 2 if stage and not index else 1
+                x = self._block(x, self.planes * 2**stage, stride, train)
+        features = x.mean(axis=(1, 2))
+        biased = self.head == "biased"
+        init = torch_uniform(features.shape[1]) if biased else nn.initializers.zeros
+        cls = nn.Dense(self.num_classes, use_bias=biased, kernel_init=init, bias_init=init, name="cls")
+        return cls(features)  # in float32, because its kernel is
+
+    def _conv(self, x: Array, features: int, size: int, stride: int = 1) -> Array:
+        return nn.Conv(
+            features,
+            (size, size),
+            (stride, stride),
+            pads(self.padding, size),
+            use_bias=False,
+            kernel_init=nn.initializers.he_normal(),
+            dtype=self.dtype,
+        )(x)
+
+    def _norm(self, x: Array, train: bool, last: bool = False) -> Array:
+        init = nn.initializers.zeros if last and self.zero_init else nn.initializers.ones
+        return BatchNorm(self.group_size, init)(x, train)
+
+    def _block(self, x: Array, planes: int, stride: int, train: bool) -> Array:
+        inner = planes * self.width
+        outer = planes * 4 if self.bottleneck else inner
+        y = x
+        if self.bottleneck:
+            y = nn.relu(self._norm(self._conv(y, inner, 1), train))
+            y = nn.relu(self._norm(self._conv(y, inner, 3, stride), train))
+            y = self._norm(self._conv(y, outer, 1), train, last=True)
+        else:
+            y = nn.relu(self._norm(self._conv(y, inner, 3, stride), train))
+            y = self._norm(self._conv(y, outer, 3), train, last=True)
+        if x.shape != y.shape and self.shortcut == "projection":
+            x = self._norm(self._conv(x, outer, 1, stride), train)
+        elif x.shape != y.shape:
+            more = outer - x.shape[-1]
+            x = jnp.pad(x[:, ::stride, ::stride], [(0, 0)] * 3 + [(more // 2, more - more // 2)])
+        return nn.relu(y + x)
+
+
+def check(name: str, depth: int, depths: Any, width: int, head: str, shortcut: str, padding: str) -> None:
+    """Options that make no network are refused before anything is built."""
+    if depth not in depths:
+        raise Refusal(f"{name} has depth {', '.join(map(str, depths))}; got {depth}")
+    if width < 1:
+        raise Refusal(f"{name} needs a width of at least 1, got {width}")
+    for kind, value, known in (("head", head, HEADS), ("shortcut", shortcut, SHORTCUTS)):
+        if value not in known:
+            raise unknown(f"{kind} of {name}", value, known)
+    pads(padding, 3)

@@ -1,0 +1,41 @@
+"""Conv-2, 4, 6 and 8 of the 2019 ticket experiments: pairs of 3x3 convolutions, then 256-256.
+
+Frankle & Carbin 2019 (https://arxiv.org/abs/1803.03635): Glorot normal kernels, zero biases, a 2x2
+pooling after each pair. On 32x32x3 images Conv-2, 4 and 6 have 4,300,992, 2,425,024 and 2,261,184
+kernel weights (the paper's table says 1.7 million for Conv-6). `pool=3` is a 3x3 pooling of stride 2
+without padding, found in public ports: Conv-2 then has 3,793,088.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from giung2_ext.core.errors import Refusal
+
+
+class Conv(nn.Module):
+    num_classes: int
+    depth: int
+    pool: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        glorot = nn.initializers.glorot_normal()
+        x = images.astype(self.dtype)
+        for pair in range(self.depth // 2):
+            for _ in range(2):
+                x = nn.relu(nn.Conv(64 * 2**pair, (3, 3), kernel_init=glorot, dtype=self.dtype)(x))
+            x = nn.max_pool(x, (self.pool, self.pool), (2, 2))
+        x = x.reshape(x.shape[0], -1)
+        for _ in range(2):
+            x = nn.relu(nn.Dense(256, kernel_init=glorot, dtype=self.dtype)(x))
+        return nn.Dense(self.num_classes, kernel_init=glorot, name="cls")(x)
+
+
+def build(num_classes: int, dtype: Any = jnp.float32, depth: int = 2, pool: int = 2) -> nn.Module:
+    if depth not in (2, 4, 6, 8) or pool not in (2, 3):
+        raise Refusal(f"conv has depth 2, 4, 6 or 8 and pool 2 or 3; got {depth} and {pool}")
+    return Conv(num_classes, depth, pool, dtype)
