@@ -27,6 +27,12 @@ def keep_count(ratio: float, alive: int, name: str = "pruning_ratio") -> int:
     return count
 
 
+def keep_count_legacy(ratio: float, alive: int, free: int) -> int:
+    """The original ImageNet suite's k: one float32 sum with the `free` parameters it never prunes."""
+    total = np.float32(free) + np.float32(alive) * np.float32(ratio)
+    return max(int(total) - free, 1)
+
+
 def check_fraction(value: float, name: str) -> None:
     if not 0 < value <= 1:
         raise Refusal(f"{name} must be in (0, 1], got {value:g}")

@@ -37,7 +37,8 @@ def default_config() -> Config:
     """The recipe of the original ImageNet suite; `None` fields have a type and no value yet."""
     c = Config()
     c.seed = config_dict.placeholder(int)  # drawn once and recorded where not given
-    c.mixed_precision = False
+    c.mixed_precision = False  # true: bfloat16, float16 on older GPUs, float32 on a CPU
+    c.precision = config_dict.placeholder(str)  # float32 | bfloat16 | float16, whatever the device
     c.model = Config(dict(name="resnet", depth=50, width=1))
     c.data = Config(dict(name="imagenet2012"))
     c.method = Config(dict(name="ticket"))
@@ -54,12 +55,14 @@ def default_config() -> Config:
     c.optim.weight_decay = 1e-4  # coupled, on every leaf
     c.optim.label_smoothing = 0.0
     c.optim.global_clipping = config_dict.placeholder(float)
+    c.optim.ema = config_dict.placeholder(float)  # decay of averaged weights: evaluated and kept instead
     c.optim.constant_lr = False  # else linear warm-up over a tenth of ni, then cosine to 0
 
     c.start = Config()
     c.start.matching_ckpt = config_dict.placeholder(str)  # the weights to start from
     c.start.previous_ckpt = config_dict.placeholder(str)  # the weights to rank, the mask to shrink
     c.start.pruning_ratio = 1.0  # fraction of the survivors kept; 1 selects nothing
+    c.start.legacy_scores = False  # rank as the original suite did: quantised, ties kept
     c.start.batch_stats = "reset"  # reset | rewind (take those of matching_ckpt)
 
     c.masks = Config()
@@ -184,6 +187,7 @@ def with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
     config = default_config().unlock()
     for section in CHOICES:
         config[section] = Config({"name": recorded[section]["name"]})
+    config.precision = "float32"  # the only one, before there was a choice
     return _merge(recipe(complete(config)), recorded)
 
 

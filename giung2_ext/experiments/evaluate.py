@@ -6,11 +6,12 @@ import jax
 from etils import epath
 
 import giung2_ext.data.sources
-import giung2_ext.models
-from giung2_ext.core import discovery
+from giung2_ext.core import accounting, discovery
 from giung2_ext.core.errors import Refusal
 from giung2_ext.core.masks import density_of_all
 from giung2_ext.data import resident
+from giung2_ext.experiments.setup import build_model, count_uses
+from giung2_ext.experiments.single import flops_text
 from giung2_ext.storage import tickets
 from giung2_ext.training.step import evaluate_sums
 
@@ -29,21 +30,24 @@ def evaluate_ticket(ckpt: str, split: str, data_root: str | None, batch_size: in
             f"{ckpt} was trained on images of {meta['image_shape']} in {meta['num_classes']} classes; "
             f"the {split} split has {list(examples.images.shape[1:])} in {source.num_classes}"
         )
-    network = discovery.build(
-        giung2_ext.models, "model", model.pop("name"), num_classes=meta["num_classes"], **model
-    )
+    precision = meta.get("precision", "float32")
+    network = build_model(model.pop("name"), meta["num_classes"], precision, model)
     batches = resident.evaluation_batches(examples, batch_size)
     sums = jax.device_get(
         jax.jit(functools.partial(evaluate_sums, network))(ticket.params, ticket.statistics, batches)
     )
     seen, hits = int(sums["seen"]), int(sums["correct"])
     scores = {"accuracy": hits / seen, "loss": float(sums["loss"]) / seen, "seen": seen}
+    shapes, uses = count_uses(network, meta["image_shape"])
+    layers = {name: count for name, (count, _) in meta["layers"].items()}
+    _, flops = accounting.totals(accounting.layers(shapes, layers, uses), uses)
     kept, prunable, total = meta["kept"], meta["prunable"], meta["parameters"]
     print(
         f"{ckpt} (ticket {ticket.digest[:16]}, step {meta['step']:,}): {meta['model']['name']} on "
-        f"{meta['data']['name']}\n"
+        f"{meta['data']['name']} in {precision}\n"
         f"{split}: accuracy {100 * hits / seen:.2f}% ({hits:,} of {seen:,}), loss {scores['loss']:.4f}\n"
         f"density: {kept / prunable:.4f} of the {prunable:,} prunable weights, "
-        f"{density_of_all(kept, prunable, total):.4f} of all {total:,} parameters"
+        f"{density_of_all(kept, prunable, total):.4f} of all {total:,} parameters\n"
+        f"{flops_text(flops._asdict())}"
     )
     return scores

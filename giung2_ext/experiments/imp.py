@@ -23,7 +23,7 @@ from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.experiments import setup as setups
 from giung2_ext.experiments.config import Config
 from giung2_ext.experiments.progress import Progress, clock, percent
-from giung2_ext.experiments.single import Run, density_text, result_of, train, with_seed
+from giung2_ext.experiments.single import Run, density_text, result_of, train, settled
 from giung2_ext.storage import locks, paths, records
 
 ARMS = ("reinit",)  # controls: the ticket's masks on freshly initialised weights
@@ -51,7 +51,7 @@ def plan_chains(config: Config, save: epath.Path) -> list[Chain]:
     """Trial i has seed S + i, an arm a seed folded from that and its name."""
     trials = config.chain.trials
     bases = [save / paths.trial(i) if trials > 1 else save for i in range(trials)]
-    first = with_seed(bases[0], config).seed
+    first = settled(bases[0], config).seed
     chains = []
     for i, base in enumerate(bases):
         chains.append(Chain(base, base, first + i, config.chain.rewind_ni))
@@ -62,7 +62,7 @@ def plan_chains(config: Config, save: epath.Path) -> list[Chain]:
 
 def rewind_run(config: Config, chain: Chain) -> Run:
     """`train.py --optim_ni=… --constant_lr=true --periodic_ckpt=true`."""
-    run = with_seed(chain.base, config, chain.seed)
+    run = settled(chain.base, config, chain.seed)
     run.optim.ni, run.optim.constant_lr, run.tickets.periodic = chain.rewind_ni, True, True
     return Run(chain.base, run)
 
@@ -70,7 +70,7 @@ def rewind_run(config: Config, chain: Chain) -> Run:
 def cycle_run(config: Config, chain: Chain, index: int) -> Run:
     """`train.py --matching_ckpt=… --previous_ckpt=… --pruning_ratio=…`."""
     folder = chain.base / paths.cycle(index)
-    run = with_seed(folder, config, chain.seed)
+    run = settled(folder, config, chain.seed)
     rewind_point = chain.base / paths.iteration(chain.rewind_ni)
     previous = chain.ticket_base / paths.cycle(index - 1) / paths.BEST
     run.start.matching_ckpt = os.fspath(rewind_point)
@@ -173,8 +173,8 @@ def run_chain(config: Config, save: str) -> epath.Path:
     check_chain(config)
     folder = epath.Path(save)
     check_layout(config, folder)
+    use_cpu_cores(config.chain.trials * (1 + len(config.chain.arms)))
     chains = plan_chains(config, folder)
-    use_cpu_cores(len(chains))
     setups.check_config(config)
     story = Story(config, folder, chains)
     devices = jax.devices()
@@ -183,7 +183,7 @@ def run_chain(config: Config, save: str) -> epath.Path:
         f"dense cycle and {config.chain.cycles} cycles of {config.optim.ni:,} keeping "
         f"{config.chain.pruning_ratio:g} · {config.chain.trials} trial(s)"
         f"{''.join(f' + {arm}' for arm in config.chain.arms)} · seed {chains[0].seed} · "
-        f"float32 on {len(devices)} {devices[0].platform} device(s) → {folder}",
+        f"{settled(chains[0].base, config).precision} on {len(devices)} {devices[0].platform} device(s) → {folder}",
         flush=True,
     )
     with locks.locked(story.held):

@@ -6,17 +6,18 @@ and nothing is compiled twice.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 import giung2_ext.data.sources
 import giung2_ext.methods
 import giung2_ext.models
-from giung2_ext.core import discovery, schedules
-from giung2_ext.core.errors import Refusal
+from giung2_ext.core import accounting, discovery, schedules
+from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.core.method import Method
 from giung2_ext.data import resident
 from giung2_ext.data.source import Source
@@ -25,7 +26,7 @@ from giung2_ext.training import step as steps
 from giung2_ext.training.optimizers import make_optimizer
 from giung2_ext.training.population import Population
 from giung2_ext.training.program import Program, make_program
-from giung2_ext.training.state import State, make_state
+from giung2_ext.training.state import State, init_variables, make_state, seed_key
 
 Tree = Any
 
@@ -38,6 +39,8 @@ class Setup(NamedTuple):
     begin: Callable[[Any, Tree, Tree, Tree], State]
     """(key, params, masks, statistics) -> one member's state at step 0"""
     program: Program
+    shapes: Tree  # of the parameters
+    uses: accounting.Uses  # how often an image uses each of them, for FLOPs
     data: Tree  # the training split, placed
     evaluation: dict[str, Tree]  # padded batches of the splits that are measured, placed
 
@@ -48,11 +51,37 @@ def load_source(config: Config) -> Source:
     return discovery.build(giung2_ext.data.sources, "data source", config.data.name, root=root, **options)
 
 
-def build_model(config: Config, num_classes: int) -> nn.Module:
-    options = options_of(config, "model")
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+def build_model(name: str, num_classes: int, precision: str, options: dict[str, Any]) -> nn.Module:
+    dtype = PRECISIONS[precision]
     return discovery.build(
-        giung2_ext.models, "model", config.model.name, num_classes=num_classes, **options
+        giung2_ext.models, "model", name, num_classes=num_classes, dtype=dtype, **options
     )
+
+
+def mixed_precision() -> str:
+    """What `mixed_precision=true` means on this machine."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return "float32"
+    capability = str(getattr(device, "compute_capability", ""))  # of NVIDIA: "7.5", "9.0"
+    old = capability.replace(".", "").isdigit() and float(capability) < 8
+    return "float16" if old else "bfloat16"
+
+
+def count_uses(model: nn.Module, image_shape: Sequence[int]) -> tuple[Tree, accounting.Uses]:
+    """The shapes of a network's parameters, and how often it uses each of them for one image."""
+    shapes, statistics = jax.eval_shape(lambda key: init_variables(model, key, image_shape), seed_key(0))
+    channels = jax.ShapeDtypeStruct((image_shape[-1],), jnp.float32)
+    statistics = statistics | {"image_stats": {"m": channels, "s": channels}}
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+
+    def forward(weights: Tree, example: tuple[Tree, Any]) -> Any:
+        return steps.network(model, weights, *example, train=False)
+
+    return shapes, accounting.uses(forward, shapes, (statistics, image))
 
 
 BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -61,6 +90,7 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "optim.weight_decay": (lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
     "optim.label_smoothing": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "optim.global_clipping": (lambda v: 0 < v < math.inf, "above 0"),
+    "optim.ema": (lambda v: 0 < v < 1, "in (0, 1)"),
     "placement.save_every_steps": (lambda v: v >= 0, "at least 0"),
     "placement.save_every_seconds": (lambda v: v >= 0, "at least 0"),
 }
@@ -92,27 +122,30 @@ def check_config(config: Config) -> None:
         )
     if config.evaluation.select_on == "train":
         raise Refusal("config.evaluation.select_on must be a split that is not trained on")
-    if config.mixed_precision and jax.default_backend() != "cpu":
-        raise Refusal(
-            "mixed_precision=true is float32 on CPU and not yet supported on "
-            f"{jax.default_backend()}: leave it out to train in float32"
-        )
+    if config.precision is not None and config.precision not in PRECISIONS:
+        raise unknown("value of config.precision", config.precision, PRECISIONS)
 
 
 def make_setup(config: Config, members: int) -> Setup:
     check_config(config)
     source = load_source(config)
-    model = build_model(config, source.num_classes)
+    options = options_of(config, "model")
+    model = build_model(config.model.name, source.num_classes, config.precision, options)
     method = discovery.build(
         giung2_ext.methods, "method", config.method.name, **options_of(config, "method")
     )
     optim = config.optim
+    if method.pretrained and optim.ema is not None:
+        raise Refusal(f"config.optim.ema averages weights, and {config.method.name} trains none")
     optimizer = make_optimizer(optim.name, optim.momentum, optim.weight_decay, optim.global_clipping)
     rate = (
         schedules.constant(optim.lr) if optim.constant_lr else schedules.warmup_cosine(optim.lr, optim.ni)
     )
-    pair = steps.make_step(model, method, optimizer, rate, smoothing=optim.label_smoothing)
-    feed = resident.make_feed(source.split("train"), config.feed.batch_size, config.feed.augment)
+    pair = steps.make_step(
+        model, method, optimizer, rate, smoothing=optim.label_smoothing, average=optim.ema
+    )
+    train = source.split("train")
+    feed = resident.make_feed(train, config.feed.batch_size, config.feed.augment)
     population = Population(members, config.placement.population)
     evaluation = {
         name: population.share(
@@ -122,8 +155,10 @@ def make_setup(config: Config, members: int) -> Setup:
     }
     program = make_program(model, method, pair, feed, population)
     data = population.share(feed.arrays)
-    begin = jax.jit(lambda *parts: make_state(method, optimizer, *parts))
-    return Setup(source, model, method, population, begin, program, data, evaluation)
+    kinds = {"scaled": config.precision == "float16", "averaged": optim.ema is not None}
+    begin = jax.jit(lambda *parts: make_state(method, optimizer, *parts, **kinds))
+    shapes, uses = count_uses(model, train.images.shape[1:])
+    return Setup(source, model, method, population, begin, program, shapes, uses, data, evaluation)
 
 
 class Setups:

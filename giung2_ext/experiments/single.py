@@ -4,6 +4,7 @@ A folder that holds a result of the same recipe is finished; one with the same r
 continued from its newest state; one with another recipe is refused with the difference.
 """
 
+import math
 import secrets
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,11 +12,12 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
+from giung2_ext.core import accounting, trees
+from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Failure, Refusal
-from giung2_ext.core.masks import density_of_all
 from giung2_ext.experiments.config import Config, recipe, with_defaults
 from giung2_ext.experiments.progress import Progress, percent
-from giung2_ext.experiments.setup import Setup, Setups
+from giung2_ext.experiments.setup import Setup, Setups, mixed_precision
 from giung2_ext.experiments.start import check_start, start_state
 from giung2_ext.storage import locks, paths, records, tickets
 from giung2_ext.storage.checkpoints import StateStore
@@ -33,21 +35,26 @@ class Run(NamedTuple):
     config: Config  # with its seed
 
 
-def with_seed(folder: epath.Path, config: Config, seed: int | None = None) -> Config:
-    """A copy with its seed: the folder's recorded one if none is given, else `seed`, else drawn.
+def settled(folder: epath.Path, config: Config, seed: int | None = None) -> Config:
+    """A copy with what is decided once for a run and recorded: its seed and its precision.
 
-    A seed in the config means that `seed`, derived from it, is asked for, whatever is recorded.
+    What the folder has recorded holds where the config gives none; else the seed is `seed`, or drawn,
+    and the precision what the machine makes of `mixed_precision`. A seed in the config means that
+    `seed`, derived from it, is asked for, whatever is recorded.
     """
     given = config.seed is not None
     config = config.copy_and_resolve_references()
+    recorded = records.recorded_recipe(folder)
     if seed is not None:
         config.seed = seed
-    if not given:
-        recorded = records.recorded_recipe(folder)
-        if recorded is not None:
-            config.seed = recorded["seed"]
-        elif seed is None:
-            config.seed = secrets.randbelow(2**31)
+    if not given and recorded is not None:
+        config.seed = recorded["seed"]
+    elif config.seed is None:
+        config.seed = secrets.randbelow(2**31)
+    if config.precision is None and recorded is not None:
+        config.precision = recorded.get("precision", "float32")
+    elif config.precision is None:
+        config.precision = mixed_precision() if config.mixed_precision else "float32"
     return config
 
 
@@ -86,10 +93,12 @@ def train(
                 "environment": records.environment(),
             }
             records.record_session(run.folder, recipe(run.config), session)
-            if not run.config.start.matching_ckpt:
-                _write_overview(run.folder, state, setup)
+            counts = trees.named_leaves(masking.counts(setup.method.masks(state.trainable, state.method)))
+            _account(run.folder, {name: int(n) for name, n in counts.items() if n is not None}, setup)
         results = _train_from(runs, setup, starts, states_folder, progress, label)
         for run, result in zip(runs, results, strict=True):
+            kept = {name: count for name, (count, _) in result["layers"].items()}
+            result["flops"] = _account(run.folder, kept, setup)
             records.write_result(run.folder, result)
         for folder in (states_folder, *(run.folder / paths.STATES for run in runs)):
             StateStore(folder, 1).clear()
@@ -144,7 +153,8 @@ def _train_from(
 
     def on_metrics(now: int, metrics: Metrics) -> None:
         keeper.on_metrics(metrics)
-        progress.advance(now - at[0], float(metrics.loss.sum() / metrics.seen.sum()))
+        seen = int(metrics.seen.sum())  # 0 if every step overflowed
+        progress.advance(now - at[0], float(metrics.loss.sum()) / seen if seen else math.nan)
         at[0] = now
 
     progress.open(label, config.optim.ni, step)
@@ -181,7 +191,7 @@ def _recover(store: StateStore, like: State, identity: list[Any], progress: Prog
     for step in store.steps():
         try:
             notes = store.notes(step)
-            saved = notes["identity"]
+            saved = [with_defaults(recorded) for recorded in notes["identity"]]
             if any(recipe not in saved for recipe in identity):
                 raise Refusal(
                     f"{store.folder} holds the running state of other runs, at step {step:,}; finish them "
@@ -205,10 +215,14 @@ def _recover(store: StateStore, like: State, identity: list[Any], progress: Prog
 
 def _scores_line(label: str, step: int, scores: list[Scores], progress: Progress) -> str:
     parts = [f"{label}: step {step:,}"]
-    if "train" in scores[0]:
-        parts.append(f"loss {sum(member['train']['loss'] for member in scores) / len(scores):.4f}")
+    trained = [member["train"] for member in scores if "train" in member]
+    if trained:
+        parts.append(f"loss {sum(train['loss'] for train in trained) / len(trained):.4f}")
     for split in scores[0]:
         parts.append(f"{split} {percent([member[split]['accuracy'] for member in scores])}")
+    skipped = sum(train.get("skipped_steps", 0) for train in trained)
+    if skipped:
+        parts.append(f"{skipped:,} steps skipped (float16 overflow)")
     return " · ".join([*parts, f"{progress.left()} left"])
 
 
@@ -221,15 +235,26 @@ def _diverged(run: Run, step: int) -> Failure:
     )
 
 
-def _write_overview(folder: epath.Path, state: State, setup: Setup) -> None:
-    """parameters.txt, if clu is there: it is for reading, not for training."""
+def flops_text(flops: dict[str, int]) -> str:
+    return f"FLOPs of an image: {accounting.describe(accounting.Totals(**flops), 'in prunable layers')}"
+
+
+def _account(folder: epath.Path, kept: dict[str, int], setup: Setup) -> dict[str, int]:
+    """An image's FLOPs under masks that keep so many weights of each leaf; parameters.txt lists all leaves."""
+    rows = accounting.layers(setup.shapes, kept, setup.uses)
+    weights, flops = accounting.totals(rows, setup.uses)
     try:
         from clu import parameter_overview
-    except ImportError:
-        return
-    weights = setup.method.weights(state.trainable, state.method)
-    table = parameter_overview.get_parameter_overview(weights, include_stats=False)
-    paths.write_bytes(folder / "parameters.txt", (table + "\n").encode())
+    except ImportError:  # it is for reading, not for training
+        return flops._asdict()
+    lines = [
+        parameter_overview.make_table(rows, value_formatter=lambda v: f"{v:,}" if type(v) is int else str(v)),
+        f"weights: {accounting.describe(weights, 'prunable')}",
+        flops_text(flops._asdict()),
+        "kept is None where a leaf is not prunable; FLOPs are those of convolutions and matrix products",
+    ]
+    paths.write_bytes(folder / "parameters.txt", "\n".join([*lines, ""]).encode())
+    return flops._asdict()
 
 
 def density_text(result: dict[str, Any]) -> str:
@@ -239,7 +264,7 @@ def density_text(result: dict[str, Any]) -> str:
 def train_one(config: Config, save: str) -> dict[str, Any]:
     """What scripts/train.py does: one run in one folder."""
     folder = epath.Path(save)
-    run = Run(folder, with_seed(folder, config))
+    run = Run(folder, settled(folder, config))
     result = result_of(run)
     if result is not None:
         print(f"{folder}: already finished, nothing to do")
@@ -248,7 +273,7 @@ def train_one(config: Config, save: str) -> dict[str, Any]:
         print(
             f"{config.method.name} · {config.model.name} on {config.data.name} · "
             f"{config.optim.ni:,} steps of {config.feed.batch_size} · seed {run.config.seed} · "
-            f"float32 on {where} → {folder}",
+            f"{run.config.precision} on {where} → {folder}",
             flush=True,
         )
         progress = Progress(config.optim.ni, patience=0.0)
@@ -258,17 +283,18 @@ def train_one(config: Config, save: str) -> dict[str, Any]:
 
 
 def summary(result: dict[str, Any], folder: epath.Path) -> str:
-    """Three lines: what was kept, how good it is and on what, where it is."""
+    """What was kept, how good it is and on what, what it costs, where it is."""
     select, best, last = result["selected_on"], result["scores"]["best"], result["scores"]["last"]
     kept, prunable, total = result["kept"], result["prunable"], result["parameters"]
     return "\n".join(
         [
             f"density {density_text(result)} of the prunable weights ({kept:,} of {prunable:,}), "
-            f"{density_of_all(kept, prunable, total):.4f} of all {total:,} parameters",
+            f"{masking.density_of_all(kept, prunable, total):.4f} of all {total:,} parameters",
             f"best at step {result['best_step']:,} (chosen on {select}: "
             f"{percent([best[select]['accuracy']])}): test {percent([best['test']['accuracy']])}; "
             f"last: {select} {percent([last[select]['accuracy']])}, "
             f"test {percent([last['test']['accuracy']])}",
+            *([flops_text(result["flops"])] if "flops" in result else []),
             f"tickets: {folder / paths.BEST}, {folder / paths.LAST}",
         ]
     )

@@ -24,7 +24,7 @@ from giung2_ext.training.state import State
 
 Tree = Any
 
-_prune = jax.jit(criteria.prune_magnitude)
+_prune, _prune_legacy = jax.jit(criteria.prune_magnitude), jax.jit(criteria.prune_magnitude_legacy)
 _top_k, _top_k_each = jax.jit(select.top_k), jax.jit(select.top_k_each)
 
 
@@ -103,6 +103,15 @@ def _check_survivors(config: Config, wanted: int, alive: int) -> None:
         )
 
 
+def _shrink(config: Config, params: Tree, masks: Tree) -> Tree:
+    """The survivors of one cycle: the largest of the previous ticket's weights, nested in its mask."""
+    ratio, alive = config.start.pruning_ratio, int(masking.kept(masks))
+    if config.start.legacy_scores:
+        free = sum(leaf.size for leaf in jax.tree.leaves(params)) - masking.size(masks)
+        return _prune_legacy(params, masks, allocate.keep_count_legacy(ratio, alive, free))
+    return _prune(params, masks, allocate.keep_count(ratio, alive))
+
+
 def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
     """One member's state at step 0, and the lineage that its tickets carry."""
     image_shape = setup.source.split("train").images.shape[1:]
@@ -130,8 +139,7 @@ def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
             parents["previous"] = previous.digest
         params, masks = matching.params, previous.masks
         if start.pruning_ratio < 1:
-            keep = allocate.keep_count(start.pruning_ratio, int(masking.kept(masks)))
-            masks = _prune(previous.params, masks, keep)
+            masks = _shrink(config, previous.params, masks)
         if start.batch_stats == "rewind":
             statistics = statistics | matching.statistics
         statistics = statistics | {"image_stats": matching.statistics["image_stats"]}
@@ -146,6 +154,7 @@ def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
         "method": config.method.to_dict(),
         "model": config.model.to_dict(),
         "data": config.data.to_dict(),
+        "precision": config.precision,
         "num_classes": setup.source.num_classes,
         "image_shape": list(image_shape),
     }

@@ -111,14 +111,10 @@ class Keeper:
                 raise NonFinite(i, step)
         for i, member in enumerate(self.members):
             rows = [{"step": step, "split": name, **values} for name, values in scores[i].items()]
-            if self._train is not None:
-                seen = int(self._train.seen[i])
-                train = {
-                    "accuracy": int(self._train.correct[i]) / seen,
-                    "loss": float(self._train.loss[i]) / seen,
-                }
+            train = self._train_scores(i)
+            if train:
                 scores[i]["train"] = train
-                rows.append({"step": step, "split": "train", **train, "seen": seen})
+                rows.append({"step": step, "split": "train", **train})
             member.log.write(rows)
             if step > 0:
                 self._consider(i, step, state, scores[i])
@@ -127,6 +123,18 @@ class Keeper:
         if everything:
             self.start = scores
         self.on_scores(step, scores)
+
+    def _train_scores(self, i: int) -> dict[str, float]:
+        """Member i's training scores since the last evaluation; float16 steps that overflowed are told."""
+        if self._train is None or not self._train.seen[i]:
+            return {}
+        seen, skipped = int(self._train.seen[i]), int(self._train.skipped[i])
+        scores = {
+            "accuracy": int(self._train.correct[i]) / seen,
+            "loss": float(self._train.loss[i]) / seen,
+            "seen": seen,
+        }
+        return scores | ({"skipped_steps": skipped} if skipped else {})
 
     def _consider(self, i: int, step: int, state: State, scores: Scores) -> None:
         hits = scores[self.select_on]["correct"]
@@ -186,10 +194,15 @@ class Keeper:
                 place = tickets.place_of(member.folder, best["digest"])
                 tickets.name_ticket(member.folder, paths.BEST, place)
         if notes["train"] is not None:
-            zeros, treedef = jax.tree.flatten(jax.device_get(Metrics.zeros()))
-            columns = zip(zeros, notes["train"], strict=True)
-            window = [np.asarray([values[row] for row in rows], zero.dtype) for zero, values in columns]
-            self._train = jax.tree.unflatten(treedef, window)
+            stored = dict(zip(Metrics._fields, notes["train"], strict=False))  # what it lacks is 0
+            zeros = jax.device_get(Metrics.zeros())._asdict()
+            none = [0] * len(self.identity)
+            self._train = Metrics(
+                *(
+                    np.asarray([stored.get(name, none)[row] for row in rows], zero.dtype)
+                    for name, zero in zeros.items()
+                )
+            )
 
     def finish(self, step: int, state: State) -> list[dict[str, Any]]:
         """The last tickets, and the result of every member: scores at the start, best and last."""

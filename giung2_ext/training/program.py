@@ -28,7 +28,8 @@ class Program(NamedTuple):
     update: Callable[[State, Tree], tuple[State, Metrics]]
     """One mask-update step; donates the state"""
     observe: Callable[[State], tuple[Tree, Tree, Tree]]
-    """What a ticket holds: the weights that the network sees, their masks, the statistics"""
+    """What a ticket holds: the weights that the network sees (of the moving average, if there is
+    one), their masks, the statistics"""
     evaluate: Callable[[tuple[Tree, Tree], Tree], Mapping[str, Array]]
     """((weights, statistics), padded batches) -> sums of loss, correct, seen"""
 
@@ -66,8 +67,12 @@ def make_program(
         return state.replace(step=None), metrics
 
     def observe(member: State) -> tuple[Tree, Tree, Tree]:
-        weights = method.weights(member.trainable, member.method)
-        return weights, method.masks(member.trainable, member.method), member.statistics
+        trainable, statistics = member.trainable, member.statistics
+        masks = method.masks(trainable, member.method)
+        if member.average is not None:
+            trainable, averaged = member.average
+            statistics = statistics | averaged
+        return method.weights(trainable, member.method), masks, statistics
 
     def evaluate(network: tuple[Tree, Tree], batches: Mapping[str, Array]) -> Mapping[str, Array]:
         return evaluate_sums(model, *network, batches)

@@ -10,6 +10,7 @@ from flax import struct
 from jax import Array
 
 from giung2_ext.core.method import Method
+from giung2_ext.training.loss_scale import LossScale, initial
 
 Tree = Any
 
@@ -24,6 +25,8 @@ class State(struct.PyTreeNode):
     method: Tree
     optimizer: Tree
     statistics: Tree  # flax collections that are no parameters: image_stats, and batch_stats if any
+    loss_scale: LossScale | None = None  # of float16
+    average: Tree = None  # moving average of trainables and batch_stats, where the recipe keeps one
 
 
 def seed_key(seed: int) -> Array:
@@ -37,6 +40,11 @@ def init_variables(model: nn.Module, key: Array, image_shape: tuple[int, ...]) -
     return variables.pop("params"), variables
 
 
+def averaged_part(trainable: Tree, statistics: Tree) -> Tree:
+    """What a moving average of the weights runs over."""
+    return trainable, {k: v for k, v in statistics.items() if k != "image_stats"}
+
+
 def make_state(
     method: Method,
     optimizer: optax.GradientTransformation,
@@ -44,6 +52,18 @@ def make_state(
     params: Tree,
     masks: Tree,
     statistics: Tree,
+    *,
+    scaled: bool = False,
+    averaged: bool = False,
 ) -> State:
     trainable, method_state = method.init(jax.random.fold_in(key, METHOD), params, masks)
-    return State(jnp.int32(0), key, trainable, method_state, optimizer.init(trainable), statistics)
+    return State(
+        jnp.int32(0),
+        key,
+        trainable,
+        method_state,
+        optimizer.init(trainable),
+        statistics,
+        initial() if scaled else None,
+        averaged_part(trainable, statistics) if averaged else None,
+    )

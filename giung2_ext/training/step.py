@@ -4,7 +4,8 @@ In order: weights from the trainables; the dense gradient with respect to those 
 it at pruned places, where the gradient through a masked product is 0); the penalty's gradient; the
 pull back to the trainables and the optimizer, unless an update replaces it; `follow`; on due steps
 `update`. Micro-batches average dense gradients and BatchNorm statistics; the pull is linear and runs
-once.
+once. In float16 a step that overflows moves nothing but the step count and the loss scale; an update is
+tried again on the same batch at half the scale, so that none is lost.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +20,10 @@ from jax import Array
 from giung2_ext.core import losses
 from giung2_ext.core.method import Method
 from giung2_ext.core.schedules import Schedule
+from giung2_ext.training import loss_scale
+from giung2_ext.training.loss_scale import LossScale
 from giung2_ext.training.optimizers import edit_slots
-from giung2_ext.training.state import UPDATE, State
+from giung2_ext.training.state import UPDATE, State, averaged_part
 
 Tree = Any
 Batch = Mapping[str, Array]
@@ -33,14 +36,15 @@ class Metrics(NamedTuple):
     correct: Array
     seen: Array
     bad_step: Array  # the first step whose loss was not finite, or -1
+    skipped: Array  # steps that overflowed in float16; they count nowhere else
 
     @classmethod
     def zeros(cls) -> "Metrics":
-        return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0), jnp.int32(-1))
+        return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0), jnp.int32(-1), jnp.int32(0))
 
     def merge(self, later: "Metrics") -> "Metrics":
         bad = jnp.where(self.bad_step >= 0, self.bad_step, later.bad_step)
-        return Metrics(self.loss + later.loss, self.correct + later.correct, self.seen + later.seen, bad)
+        return jax.tree.map(jnp.add, self, later)._replace(bad_step=bad)
 
 
 def network(model: nn.Module, weights: Tree, statistics: Tree, images: Array, train: bool) -> Any:
@@ -71,30 +75,43 @@ def evaluate_sums(model: nn.Module, weights: Tree, statistics: Tree, batches: Ba
 
 
 def make_gradients(model: nn.Module, smoothing: float) -> Callable[..., Any]:
-    """(weights, statistics, batch, slices, offset=None) -> dense grads, statistics, metrics.
+    """(weights, statistics, batch, slices, offset=None, scale=None) -> dense grads, statistics, metrics.
 
     The batch is cut into `slices` consecutive parts: gradients are those of the mean over its valid
     examples, updated statistics the mean over the parts. With `offset`, a tree of gradients, the grads
-    are the pair (mean, mean over parts of |gradient of the part's own mean + offset|).
+    are the pair (mean, mean over parts of |gradient of the part's own mean + offset|). With `scale` the
+    loss is scaled on the way back; the grads are unscaled, in float32.
     """
 
-    def loss(weights: Tree, statistics: Tree, batch: Batch, share: Array | None) -> tuple[Array, Any]:
+    def loss(
+        weights: Tree, statistics: Tree, batch: Batch, share: Array | None, scale: Array | None
+    ) -> tuple[Array, Any]:
         logits, updated = network(model, weights, statistics, batch["images"], train=True)
         valid = batch["valid"]
         each = losses.cross_entropy(logits, batch["labels"], smoothing)
         total = jnp.where(valid, each, 0.0).sum()
         count = valid.sum(dtype=jnp.int32)
         hits = (valid & losses.correct(logits, batch["labels"])).sum(dtype=jnp.int32)
-        return total / jnp.maximum(count if share is None else share, 1), (updated, total, hits, count)
+        mean = total / jnp.maximum(count if share is None else share, 1)
+        return mean if scale is None else mean * scale, (updated, total, hits, count)
 
     def gradients(
-        weights: Tree, statistics: Tree, batch: Batch, slices: int, offset: Tree | None = None
+        weights: Tree,
+        statistics: Tree,
+        batch: Batch,
+        slices: int,
+        offset: Tree | None = None,
+        scale: Array | None = None,
     ) -> tuple[Tree, Tree, tuple[Array, Array, Array]]:
         # what a part's summed loss is divided by, so that the mean over parts is the batch's mean
         share = None if offset is not None else batch["valid"].sum(dtype=jnp.int32) / slices
 
         def one(part: Batch) -> tuple[Tree, Tree, tuple[Array, Array, Array]]:
-            (_, aux), grads = jax.value_and_grad(loss, has_aux=True)(weights, statistics, part, share)
+            (_, aux), grads = jax.value_and_grad(loss, has_aux=True)(
+                weights, statistics, part, share, scale
+            )
+            if scale is not None:
+                grads = jax.tree.map(lambda g: g / scale, grads)
             if offset is not None:
                 grads = (grads, jax.tree.map(lambda g, o: jnp.abs(g + o), grads, offset))
             return grads, aux[0], aux[1:]
@@ -127,12 +144,34 @@ def make_step(
     smoothing: float = 0.0,
     micro_batches: int = 1,
     groups: int = 1,
+    average: float | None = None,
 ) -> tuple[Callable[[State, Batch], tuple[State, Metrics]], Callable[..., Any]]:
     """The ordinary step and the mask-update step; both map (state, batch) to (state, metrics).
 
-    `groups` is how many parts of the batch |gradient| is averaged over for methods with `group_abs`.
+    `groups` is how many parts of the batch |gradient| is averaged over for methods with `group_abs`;
+    `average` is the decay of the state's moving average.
     """
     gradients = make_gradients(model, smoothing)
+
+    def differentiate(
+        due: bool, state: State, batch: Batch, weights: Tree, offset: Tree
+    ) -> tuple[Tree, Array, LossScale | None]:
+        """(dense grads, statistics, metrics), whether the grads are finite, the next loss scale."""
+        paired = due and method.group_abs
+
+        def attempt(scale: Array | None) -> Tree:
+            slices, pair_with = (groups, offset) if paired else (micro_batches, None)
+            return gradients(weights, state.statistics, batch, slices, pair_with, scale)
+
+        now = state.loss_scale
+        if now is None:
+            return attempt(None), jnp.bool(True), None
+        if due:
+            result, now = loss_scale.retry(attempt, now)
+        else:
+            result = attempt(now.scale)
+        finite = loss_scale.all_finite(result[0])
+        return result, finite, loss_scale.adjust(now, finite)
 
     def run(due: bool, state: State, batch: Batch) -> tuple[State, Metrics]:
         trainable, method_state, opt_state = state.trainable, state.method, state.optimizer
@@ -143,14 +182,8 @@ def make_step(
         if penalised:
             assert method.penalty is not None  # for the type checker
             offset = jax.grad(method.penalty)(weights, method_state)
+        (dense, statistics, sums), finite, scale = differentiate(due, state, batch, weights, offset)
         paired = due and method.group_abs
-        dense, statistics, (loss, hits, count) = gradients(
-            weights,
-            state.statistics,
-            batch,
-            groups if paired else micro_batches,
-            offset if paired else None,
-        )
         mean = dense[0] if paired else dense
         if penalised:
             mean = jax.tree.map(jnp.add, mean, offset)
@@ -164,20 +197,42 @@ def make_step(
         if due:
             assert method.update is not None
             key = jax.random.fold_in(jax.random.fold_in(state.key, UPDATE), state.step)
+            given = (mean, dense[1]) if paired else mean
             trainable, opt_state, method_state = method.update(
-                trainable,
-                opt_state,
-                method_state,
-                (mean, dense[1]) if paired else mean,
-                state.step,
-                key,
-                edit_slots,
+                trainable, opt_state, method_state, given, state.step, key, edit_slots
             )
-        new = State(state.step + 1, state.key, trainable, method_state, opt_state, statistics)
-        bad = jnp.where(jnp.isfinite(loss), jnp.int32(-1), state.step)
-        return new, Metrics(loss, hits, count, bad)
+        new = state.replace(
+            step=state.step + 1,
+            trainable=trainable,
+            method=method_state,
+            optimizer=opt_state,
+            statistics=statistics,
+            loss_scale=scale,
+        )
+        if average is not None:
+            part = averaged_part(trainable, statistics)
+            mix = lambda a, p: average * a + (1 - average) * p  # noqa: E731
+            new = new.replace(average=jax.tree.map(mix, state.average, part))
+        return settle(due, state, new, finite, sums)
 
     return (
         lambda state, batch: run(False, state, batch),
         lambda state, batch: run(True, state, batch),
     )
+
+
+def settle(
+    due: bool, old: State, new: State, finite: Array, sums: tuple[Array, Array, Array]
+) -> tuple[State, Metrics]:
+    """The step's outcome; after an overflow nothing but the step count and the loss scale has moved."""
+    loss, hits, count = sums
+    bad = ~jnp.isfinite(loss)
+    if old.loss_scale is None:
+        return new, Metrics(loss, hits, count, jnp.where(bad, old.step, jnp.int32(-1)), jnp.int32(0))
+    still = old.replace(step=new.step, loss_scale=new.loss_scale)
+    new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, still)
+    exhausted = jnp.bool(True) if due else old.loss_scale.scale < 2  # the next scale would be below 1
+    hopeless = jnp.where(finite, bad, exhausted)
+    counted = Metrics(loss, hits, count, jnp.where(hopeless, old.step, jnp.int32(-1)), jnp.int32(0))
+    skipped = Metrics.zeros()._replace(bad_step=counted.bad_step, skipped=jnp.int32(1))
+    return new, jax.tree.map(lambda c, s: jnp.where(finite, c, s), counted, skipped)

@@ -17,7 +17,7 @@ class Counter:
 
     def metrics(self, start, stop):
         bad = -1 if self.bad_at is None or not start <= self.bad_at < stop else self.bad_at
-        return Metrics(np.float32(1), np.int32(0), np.int32(stop - start), np.int32(bad))
+        return Metrics(np.float32(1), np.int32(0), np.int32(stop - start), np.int32(bad), np.int32(0))
 
     def chunk(self, state, data, length):
         self.calls.append(("chunk", state.step, length))
