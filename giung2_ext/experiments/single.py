@@ -248,7 +248,9 @@ def _account(folder: epath.Path, kept: dict[str, int], setup: Setup) -> dict[str
     except ImportError:  # it is for reading, not for training
         return flops._asdict()
     lines = [
-        parameter_overview.make_table(rows, value_formatter=lambda v: f"{v:,}" if type(v) is int else str(v)),
+        parameter_overview.make_table(
+            rows, value_formatter=lambda v: f"{v:,}" if type(v) is int else str(v)
+        ),
         f"weights: {accounting.describe(weights, 'prunable')}",
         flops_text(flops._asdict()),
         "kept is None where a leaf is not prunable; FLOPs are those of convolutions and matrix products",
