@@ -53,7 +53,7 @@ def uses(forward: Callable[[Tree, Any], Any], params: Tree, example: Any) -> Use
     """Traces `forward(params, example)`, where `example` is a batch of one; shapes suffice."""
     closed = jax.make_jaxpr(forward)(params, example)
     names = list(trees.named_leaves(params))
-    inputs = [*names, *[DATA] * (len(closed.jaxpr.invars) - len(names))]
+    inputs: list[str | None] = [*names, *[DATA] * (len(closed.jaxpr.invars) - len(names))]
     found: dict[str | None, int] = {}
     _walk(closed.jaxpr, inputs, found)
     sizes = {name: math.prod(leaf.shape) for name, leaf in trees.named_leaves(params).items()}

@@ -106,7 +106,7 @@ def _first(tied: Array, count: Array, room: Array) -> Array:
 
         return tied & (index < jax.lax.fori_loop(0, bits, raise_end, jnp.int32(0)))
 
-    return jax.lax.cond((0 < room) & (room < count), search, lambda: tied & (room > 0))
+    return jax.lax.cond((room > 0) & (room < count), search, lambda: tied & (room > 0))
 
 
 def _take_ties(tied: list[Array], room: Array) -> list[Array]:
@@ -135,7 +135,7 @@ def top_k(scores: Tree, k: Array | int, among: Tree | None = None) -> Tree:
         taken = [_first(tied[0], cut.tied, room)]
     else:  # counting the ties of every leaf is a pass over all of them, seldom needed
         every = lambda tied, room: [leaf & (room > 0) for leaf in tied]  # noqa: E731
-        taken = jax.lax.cond((0 < room) & (room < cut.tied), _take_ties, every, tied, room)
+        taken = jax.lax.cond((room > 0) & (room < cut.tied), _take_ties, every, tied, room)
     chosen = [(leaf > cut.key) | ties for leaf, ties in zip(leaves, taken, strict=True)]
     return jax.tree.unflatten(treedef, chosen)
 

@@ -23,7 +23,7 @@ from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.experiments import setup as setups
 from giung2_ext.experiments.config import Config
 from giung2_ext.experiments.progress import Progress, clock, percent
-from giung2_ext.experiments.single import Run, density_text, result_of, train, settled
+from giung2_ext.experiments.single import Run, density_text, result_of, settled, train
 from giung2_ext.storage import locks, paths, records
 
 ARMS = ("reinit",)  # controls: the ticket's masks on freshly initialised weights
@@ -175,6 +175,8 @@ def run_chain(config: Config, save: str) -> epath.Path:
     check_layout(config, folder)
     use_cpu_cores(config.chain.trials * (1 + len(config.chain.arms)))
     chains = plan_chains(config, folder)
+    config = config.copy_and_resolve_references()
+    config.precision = rewind_run(config, chains[0]).config.precision  # one for the whole chain
     setups.check_config(config)
     story = Story(config, folder, chains)
     devices = jax.devices()
@@ -183,7 +185,7 @@ def run_chain(config: Config, save: str) -> epath.Path:
         f"dense cycle and {config.chain.cycles} cycles of {config.optim.ni:,} keeping "
         f"{config.chain.pruning_ratio:g} · {config.chain.trials} trial(s)"
         f"{''.join(f' + {arm}' for arm in config.chain.arms)} · seed {chains[0].seed} · "
-        f"{settled(chains[0].base, config).precision} on {len(devices)} {devices[0].platform} device(s) → {folder}",
+        f"{config.precision} on {len(devices)} {devices[0].platform} device(s) → {folder}",
         flush=True,
     )
     with locks.locked(story.held):

@@ -240,7 +240,7 @@ def flops_text(flops: dict[str, int]) -> str:
 
 
 def _account(folder: epath.Path, kept: dict[str, int], setup: Setup) -> dict[str, int]:
-    """An image's FLOPs under masks that keep so many weights of each leaf; parameters.txt lists all leaves."""
+    """An image's FLOPs under masks that keep so many weights of each leaf; writes parameters.txt."""
     rows = accounting.layers(setup.shapes, kept, setup.uses)
     weights, flops = accounting.totals(rows, setup.uses)
     try:

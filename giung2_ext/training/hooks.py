@@ -194,15 +194,13 @@ class Keeper:
                 place = tickets.place_of(member.folder, best["digest"])
                 tickets.name_ticket(member.folder, paths.BEST, place)
         if notes["train"] is not None:
-            stored = dict(zip(Metrics._fields, notes["train"], strict=False))  # what it lacks is 0
-            zeros = jax.device_get(Metrics.zeros())._asdict()
-            none = [0] * len(self.identity)
-            self._train = Metrics(
-                *(
-                    np.asarray([stored.get(name, none)[row] for row in rows], zero.dtype)
-                    for name, zero in zeros.items()
-                )
-            )
+            stored = dict(zip(Metrics._fields, notes["train"], strict=False))
+            none = [0] * len(self.identity)  # for a field that was not there when it was saved
+            window = {
+                name: np.asarray([stored.get(name, none)[row] for row in rows], zero.dtype)
+                for name, zero in jax.device_get(Metrics.zeros())._asdict().items()
+            }
+            self._train = Metrics(**window)
 
     def finish(self, step: int, state: State) -> list[dict[str, Any]]:
         """The last tickets, and the result of every member: scores at the start, best and last."""

@@ -1,0 +1,95 @@
+"""Measures this suite against rivals that do the same work, in one run on one machine.
+
+    python scripts/benchmark.py NAME [--json] [--smoke] [--repeats=N]
+
+Every contender is compiled and its result checked before the clock starts; then they take turns, and
+the medians are compared: a ratio above 1 means that ours is faster. `--json` prints one object as the
+last line; `--smoke` shrinks the problem to try it out. NAME is a file in scripts/benchmarks.
+"""
+
+import importlib
+import json
+import pathlib
+import pkgutil
+import platform
+import statistics
+import sys
+import time
+
+import jax
+
+from giung2_ext.core.errors import Refusal, unknown
+from giung2_ext.experiments.command import guarded
+
+NAMES = [info.name for info in pkgutil.iter_modules([str(pathlib.Path(__file__).with_name("benchmarks"))])]
+
+
+def measure(contenders, repeats):
+    """{name: [seconds]}: the contenders in turn, after one unmeasured turn each."""
+    seconds = {name: [] for name in contenders}
+    for turn in range(repeats + 1):
+        for name, run in contenders.items():
+            began = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def machine():
+    device = jax.devices()[0]
+    names = [platform.machine(), f"{len(jax.devices())} x {device.device_kind} ({device.platform})"]
+    return {"machine": ", ".join(names), "python": platform.python_version(), "jax": jax.__version__}
+
+
+def run(name, smoke, repeats):
+    """A benchmark module's `make(smoke)` gives contenders (ours first), aims and what was checked."""
+    benchmark = importlib.import_module(f"benchmarks.{name}")
+    contenders, aims, notes = benchmark.make(smoke)
+    aims = {} if smoke else aims  # they are for the full size
+    seconds = measure(contenders, repeats)
+    middle = {contender: statistics.median(values) for contender, values in seconds.items()}
+    ours = next(iter(contenders))
+    ratios = {rival: middle[rival] / middle[ours] for rival in contenders if rival != ours}
+    met = {rival: {"aim": aim, "met": ratios[rival] >= aim} for rival, aim in aims.items()}
+    print(benchmark.__doc__.splitlines()[0])
+    print(f"{'':<28} {'median s':>10} {'best s':>10} {'ratio':>8}  aim")
+    for contender in contenders:
+        ratio = f"{ratios[contender]:.3f}" if contender in ratios else "1"
+        aim = ""
+        if contender in met:
+            aim = f">= {aims[contender]:.3f} {'met' if met[contender]['met'] else 'NOT met'}"
+        best = min(seconds[contender])
+        print(f"{contender:<28} {middle[contender]:>10.4f} {best:>10.4f} {ratio:>8}  {aim}".rstrip())
+    for note in notes:
+        print(note)
+    where = machine()
+    print(f"{where['machine']}, Python {where['python']}, jax {where['jax']}, {repeats} repeats")
+    return {"name": name, "smoke": smoke, "ratios": ratios, "aims": met, "seconds": middle, **where}
+
+
+def main():
+    words = sys.argv[1:]
+    if "--help" in words:
+        print(f"{__doc__}\nnames: {', '.join(NAMES)}")
+        return
+    flags = [word for word in words if word.startswith("--")]
+    names = [word for word in words if not word.startswith("--")]
+    repeats = 5
+    for flag in flags:
+        key, _, value = flag.partition("=")
+        if key == "--repeats" and value.isdigit() and int(value):
+            repeats = int(value)
+        elif flag not in ("--json", "--smoke"):
+            raise Refusal(f"unknown flag {flag}; known: --json, --smoke, --repeats=N")
+    if len(names) != 1:
+        raise Refusal(f"usage: python scripts/benchmark.py NAME [--json]; names: {', '.join(NAMES)}")
+    if names[0] not in NAMES:
+        raise unknown("benchmark", names[0], NAMES)
+    result = run(names[0], "--smoke" in flags, repeats)
+    if "--json" in flags:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,66 @@
+"""A training step with masks at density 0.2 against the same step without masks.
+
+ResNet-20 at batch 128 in float32 on a CPU; on an accelerator ResNet-50 at batch 256 in bfloat16. Both
+start from the same masked weights and see the same batch, so they have the same loss; masks change
+what is stored, not how much is computed. A dense step 1.03 (1.01) times as fast as ours is the aim.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from giung2_ext.core import criteria, masks, schedules
+from giung2_ext.core.allocate import keep_count
+from giung2_ext.core.method import Method
+from giung2_ext.methods import ticket
+from giung2_ext.models import resnet, resnet_cifar
+from giung2_ext.training.optimizers import make_optimizer
+from giung2_ext.training.state import init_variables, make_state, seed_key
+from giung2_ext.training.step import make_step
+
+DENSE = Method(  # no masks at all
+    init=lambda key, params, masks: (params, ()), weights=lambda t, s: t, masks=lambda t, s: None
+)
+
+
+def make(smoke):
+    accelerator = jax.default_backend() != "cpu"
+    if accelerator and not smoke:
+        model, size, batch, classes, steps = resnet.build(1000, jnp.bfloat16), 224, 256, 1000, 20
+    else:
+        model, size, batch, classes, steps = resnet_cifar.build(10), 32, 16 if smoke else 128, 10, 1
+    image = (size, size, 3)
+    draw = np.random.default_rng(0)
+    data = {
+        "images": jnp.asarray(draw.integers(0, 256, (batch, *image), dtype=np.uint8)),
+        "labels": jnp.asarray(draw.integers(0, classes, batch), jnp.int32),
+        "valid": jnp.ones(batch, bool),
+    }
+    params, statistics = jax.jit(lambda key: init_variables(model, key, image))(seed_key(0))
+    statistics = statistics | {"image_stats": {"m": jnp.full(3, 0.5), "s": jnp.full(3, 0.25)}}
+    every = masks.dense(params, "conv")
+    kept = criteria.prune_magnitude(params, every, keep_count(0.2, masks.size(every)))
+    params = masks.apply(kept, params)
+
+    def contender(method):
+        optimizer = make_optimizer("sgd", 0.9, 1e-4)
+        step, _ = make_step(model, method, optimizer, schedules.constant(0.01))
+        run = jax.jit(step, donate_argnums=0)
+        copy = jax.tree.map(jnp.copy, (params, statistics))
+        state = [make_state(method, optimizer, seed_key(0), copy[0], kept, copy[1])]
+
+        def advance():
+            for _ in range(steps):
+                state[0], metrics = run(state[0], data)
+            return metrics.loss.block_until_ready()
+
+        return advance
+
+    ours, dense = contender(ticket.build()), contender(DENSE)
+    np.testing.assert_allclose(ours(), dense(), rtol=1e-6 if steps == 1 else 0.5)
+    aim = 1 / (1.01 if accelerator else 1.03)
+    return (
+        {"with masks": ours, "dense": dense},
+        {"dense": aim},
+        [f"{steps} step(s) of {batch} a turn; first losses are equal"],
+    )
