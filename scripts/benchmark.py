@@ -43,9 +43,12 @@ def machine():
 
 
 def run(name, smoke, repeats):
-    """A benchmark module's `make(smoke)` gives contenders (ours first), aims and what was checked."""
-    benchmark = importlib.import_module(f"benchmarks.{name}")
-    contenders, aims, notes = benchmark.make(smoke)
+    """A module's `make(smoke)` gives contenders (ours first), aims, notes and (unit, how many a turn)."""
+    try:
+        benchmark = importlib.import_module(f"benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        raise Refusal(f"{name} needs {error.name}: pip install -e '.[{error.name}]'") from error
+    contenders, aims, notes, (unit, amount) = benchmark.make(smoke)
     aims = {} if smoke else aims  # they are for the full size
     seconds = measure(contenders, repeats)
     middle = {contender: statistics.median(values) for contender, values in seconds.items()}
@@ -53,14 +56,14 @@ def run(name, smoke, repeats):
     ratios = {rival: middle[rival] / middle[ours] for rival in contenders if rival != ours}
     met = {rival: {"aim": aim, "met": ratios[rival] >= aim} for rival, aim in aims.items()}
     print(benchmark.__doc__.splitlines()[0])
-    print(f"{'':<28} {'median s':>10} {'best s':>10} {'ratio':>8}  aim")
+    print(f"{'':<28} {'median s':>10} {unit + '/s':>14} {'ratio':>8}  aim")
     for contender in contenders:
         ratio = f"{ratios[contender]:.3f}" if contender in ratios else "1"
         aim = ""
         if contender in met:
             aim = f">= {aims[contender]:.3f} {'met' if met[contender]['met'] else 'NOT met'}"
-        best = min(seconds[contender])
-        print(f"{contender:<28} {middle[contender]:>10.4f} {best:>10.4f} {ratio:>8}  {aim}".rstrip())
+        rate = f"{amount / middle[contender]:,.0f}"
+        print(f"{contender:<28} {middle[contender]:>10.4f} {rate:>14} {ratio:>8}  {aim}".rstrip())
     for note in notes:
         print(note)
     where = machine()

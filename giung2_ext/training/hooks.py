@@ -196,11 +196,10 @@ class Keeper:
         if notes["train"] is not None:
             stored = dict(zip(Metrics._fields, notes["train"], strict=False))
             none = [0] * len(self.identity)  # for a field that was not there when it was saved
-            window = {
-                name: np.asarray([stored.get(name, none)[row] for row in rows], zero.dtype)
+            self._train = Metrics._make(
+                np.asarray([stored.get(name, none)[row] for row in rows], zero.dtype)
                 for name, zero in jax.device_get(Metrics.zeros())._asdict().items()
-            }
-            self._train = Metrics(**window)
+            )
 
     def finish(self, step: int, state: State) -> list[dict[str, Any]]:
         """The last tickets, and the result of every member: scores at the start, best and last."""

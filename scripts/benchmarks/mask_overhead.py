@@ -23,44 +23,62 @@ DENSE = Method(  # no masks at all
 )
 
 
-def make(smoke):
-    accelerator = jax.default_backend() != "cpu"
-    if accelerator and not smoke:
-        model, size, batch, classes, steps = resnet.build(1000, jnp.bfloat16), 224, 256, 1000, 20
-    else:
-        model, size, batch, classes, steps = resnet_cifar.build(10), 32, 16 if smoke else 128, 10, 1
-    image = (size, size, 3)
+def start(model, image, density=0.2):
+    """Masked weights, statistics and masks to start from."""
+    params, statistics = jax.jit(lambda key: init_variables(model, key, image))(seed_key(0))
+    statistics = statistics | {"image_stats": {"m": jnp.full(3, 0.5), "s": jnp.full(3, 0.25)}}
+    every = masks.dense(params, "conv")
+    kept = criteria.prune_magnitude(params, every, keep_count(density, masks.size(every)))
+    return masks.apply(kept, params), statistics, kept
+
+
+def random_batch(image, batch, classes):
     draw = np.random.default_rng(0)
-    data = {
+    return {
         "images": jnp.asarray(draw.integers(0, 256, (batch, *image), dtype=np.uint8)),
         "labels": jnp.asarray(draw.integers(0, classes, batch), jnp.int32),
         "valid": jnp.ones(batch, bool),
     }
-    params, statistics = jax.jit(lambda key: init_variables(model, key, image))(seed_key(0))
-    statistics = statistics | {"image_stats": {"m": jnp.full(3, 0.5), "s": jnp.full(3, 0.25)}}
-    every = masks.dense(params, "conv")
-    kept = criteria.prune_magnitude(params, every, keep_count(0.2, masks.size(every)))
-    params = masks.apply(kept, params)
 
-    def contender(method):
-        optimizer = make_optimizer("sgd", 0.9, 1e-4)
-        step, _ = make_step(model, method, optimizer, schedules.constant(0.01))
-        run = jax.jit(step, donate_argnums=0)
-        copy = jax.tree.map(jnp.copy, (params, statistics))
-        state = [make_state(method, optimizer, seed_key(0), copy[0], kept, copy[1])]
 
-        def advance():
-            for _ in range(steps):
-                state[0], metrics = run(state[0], data)
-            return metrics.loss.block_until_ready()
+def stepper(model, method, params, statistics, kept, data, steps):
+    """Trains `steps` steps a call on a state of its own, which it donates; gives the last loss."""
+    optimizer = make_optimizer("sgd", 0.9, 1e-4)
+    step, _ = make_step(model, method, optimizer, schedules.constant(0.01))
+    run = jax.jit(step, donate_argnums=0)
+    params, statistics, kept = jax.tree.map(jnp.copy, (params, statistics, kept))
+    state = make_state(method, optimizer, seed_key(0), params, kept, statistics)
 
-        return advance
+    def advance():
+        nonlocal state
+        for _ in range(steps):
+            state, metrics = run(state, data)
+        return metrics.loss.block_until_ready() / len(data["labels"])
 
-    ours, dense = contender(ticket.build()), contender(DENSE)
+    return advance
+
+
+def make(smoke):
+    accelerator = jax.default_backend() != "cpu"
+    if accelerator and not smoke:
+        model, image, batch, classes, steps = resnet.build(1000, jnp.bfloat16), (224, 224, 3), 256, 1000, 20
+    else:
+        model, image, batch, classes, steps = (
+            resnet_cifar.build(10),
+            (32, 32, 3),
+            16 if smoke else 128,
+            10,
+            1,
+        )
+    params, statistics, kept = start(model, image)
+    data = random_batch(image, batch, classes)
+    ours, dense = (
+        stepper(model, method, params, statistics, kept, data, steps) for method in (ticket.build(), DENSE)
+    )
     np.testing.assert_allclose(ours(), dense(), rtol=1e-6 if steps == 1 else 0.5)
-    aim = 1 / (1.01 if accelerator else 1.03)
     return (
         {"with masks": ours, "dense": dense},
-        {"dense": aim},
+        {"dense": 1 / (1.01 if accelerator else 1.03)},
         [f"{steps} step(s) of {batch} a turn; first losses are equal"],
+        ("images", steps * batch),
     )

@@ -47,7 +47,8 @@ def make(smoke):
         "lax.top_k": lambda: by_top_k(flat).block_until_ready(),
         "32 halvings, threshold alone": lambda: halving(keys, k).block_until_ready(),
     }
-    return contenders, AIMS, [f"{size:,} scores in {len(weights)} leaves, {k:,} kept; all masks are equal"]
+    note = f"{size:,} scores in {len(weights)} leaves, {k:,} kept; all masks are equal"
+    return contenders, AIMS, [note], ("scores", size)
 
 
 def leaves(tree):

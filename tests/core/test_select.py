@@ -1,3 +1,5 @@
+"""Selection against a stable sort on the host, bit for bit: both searches, any sharding, any k."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,20 +7,47 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from giung2_ext.core import select
+import giung2_ext.models
+from giung2_ext.core import discovery, select, trees
+from giung2_ext.core import masks as masking
+from giung2_ext.training import state as states
+
+
+class Sorted:
+    """A stable full sort on the host: highest first, ties by flat index over the whole tree."""
+
+    def __init__(self, scores, among=None):
+        self.shapes = [np.shape(s) for s in scores]
+        self.flat = np.concatenate([np.asarray(s).ravel() for s in scores])
+        self.order = np.argsort(-self.flat.astype(np.float64), kind="stable")
+        if among is not None:
+            allowed = np.concatenate([np.asarray(a).ravel() for a in among])
+            self.order = self.order[allowed[self.order]]
+
+    def split(self, flat):
+        ends = np.cumsum([np.prod(shape, dtype=int) for shape in self.shapes])[:-1]
+        return [part.reshape(s) for part, s in zip(np.split(flat, ends), self.shapes, strict=True)]
+
+    def top(self, k):
+        chosen = np.zeros(self.flat.shape, bool)
+        chosen[self.order[:k]] = True
+        return self.split(chosen)
+
+    def telling_counts(self):
+        """None, one, all, more; every leaf's end; and about the ties of the value a third down."""
+        size = len(self.order)
+        middle = self.flat[self.order[size // 3]]
+        above = int((self.flat[self.order] > middle).sum())
+        tied = np.zeros(self.flat.shape, bool)
+        tied[self.order] = self.flat[self.order] == middle
+        filled = np.cumsum([0, *(part.sum() for part in self.split(tied))]) + above
+        ends = np.cumsum([np.prod(shape, dtype=int) for shape in self.shapes])
+        found = {0, 1, size // 3, size - 1, size, size + 9, filled[0] + 1, filled[-1] - 1}
+        return sorted(int(k) for k in found | set(filled.tolist()) | set(ends.tolist()) if k >= 0)
 
 
 def reference(scores, k, among=None):
-    """A stable full sort on the host: highest first, ties by flat index over the whole tree."""
-    flat = np.concatenate([np.asarray(s).ravel() for s in scores])
-    allowed = np.ones(flat.shape, bool)
-    if among is not None:
-        allowed = np.concatenate([np.asarray(a).ravel() for a in among])
-    order = [i for i in np.argsort(-flat.astype(np.float64), kind="stable") if allowed[i]]
-    chosen = np.zeros(flat.shape, bool)
-    chosen[order[:k]] = True
-    ends = np.cumsum([s.size for s in scores])[:-1]
-    return [c.reshape(s.shape) for c, s in zip(np.split(chosen, ends), scores, strict=True)]
+    return Sorted(scores, among).top(k)
 
 
 def same(a, b):
@@ -87,3 +116,175 @@ def test_each_leaf_gets_its_own_count():
     assert chosen["a"].tolist() == [False] * 4 + [True] * 2
     assert chosen["b"] is None
     assert chosen["c"].tolist() == [True, True, True, False]
+
+
+def leaf_shapes(size):
+    """Of a tree of `size` scores, with scalars between a kernel and vectors."""
+    shapes = [(3, 3, 64, 256), (), None, (1,), (3, 1, 7, 11)]
+    rest = size - sum(np.prod(shape, dtype=int) for shape in shapes if shape is not None)
+    return [(rest,) if shape is None else shape for shape in shapes]
+
+
+BELOW, MANY = select.MANY - 1, select.MANY
+
+
+def float32(bits):
+    return np.asarray(bits, np.uint32).view(np.float32)
+
+
+def signs(draw, shape):
+    return draw.integers(0, 2, shape, np.uint32) << np.uint32(31)
+
+
+def some(value, share):
+    return lambda draw, shape: np.where(draw.random(shape) < share, value, draw.normal(size=shape))
+
+
+HARD = {
+    "all equal": lambda draw, shape: np.full(shape, -0.25),
+    "all zero": lambda draw, shape: np.zeros(shape),
+    "signed zeros": lambda draw, shape: float32(signs(draw, shape)),
+    "denormals": lambda draw, shape: float32(signs(draw, shape) | draw.integers(0, 300, shape, np.uint32)),
+    "one infinity": lambda draw, shape: draw.random(shape) if shape else np.inf,
+    "some infinite": some(np.inf, 0.4),
+    "some minus infinite": some(-np.inf, 0.7),
+    "some NaN": some(np.nan, 0.01),
+    "most NaN": some(-np.nan, 0.9),
+    "negative": lambda draw, shape: -draw.random(shape),
+    "few levels": lambda draw, shape: draw.integers(-1, 2, shape),
+    "one leaf tied": lambda draw, shape: np.full(shape, 0.5) if 256 in shape else draw.random(shape),
+    # every other bit pattern across the edge between two bins of the first histogram
+    "neighbours": lambda draw, shape: float32(0x3F7F8000 + draw.integers(0, 1 << 16, shape, np.uint32)),
+    "any bits": lambda draw, shape: float32(draw.integers(0, 1 << 32, shape, np.uint32)),
+}
+
+
+@pytest.fixture(scope="module")
+def pick():
+    return jax.jit(select.top_k)
+
+
+@pytest.mark.parametrize("size", [BELOW, MANY])
+@pytest.mark.parametrize("kind", HARD)
+def test_top_k_is_the_stable_sort_on_every_hard_input(kind, size, pick):
+    draw = np.random.default_rng(size)
+    scores = [np.asarray(HARD[kind](draw, shape), np.float32) for shape in leaf_shapes(size)]
+    among = [np.asarray(draw.random(shape) < 0.6) for shape in leaf_shapes(size)]
+    for candidates in (None, among):
+        expected = Sorted(scores, candidates)
+        for k in expected.telling_counts():
+            assert same(pick(scores, k, candidates), expected.top(k)), k
+
+
+def cut_of(keys, k):
+    """Of plain integers: the k-th largest, how many are larger and how many equal."""
+    key = 2**32 - 1 if k == 0 else 0 if k > len(keys) else int(np.sort(keys)[-k])
+    return key, int((keys > key).sum()), int((keys == key).sum())
+
+
+KEYS = {
+    "any": lambda draw, n: draw.integers(0, 1 << 32, n, np.uint32),
+    "of one bin": lambda draw, n: np.uint32(0xABCD0000) + draw.integers(0, 1 << 16, n, np.uint32),
+    "of three bins": lambda draw, n: np.uint32(0x8000FFF0) + draw.integers(0, 0x10020, n, np.uint32),
+    "edges of bins": lambda draw, n: draw.integers(0, 4, n, np.uint32) * np.uint32(0xFFFF),
+    "far apart": lambda draw, n: draw.choice(np.array([0, 1, 2**31 - 1, 2**31, 2**32 - 1], np.uint32), n),
+    "none": lambda draw, n: np.zeros(n, np.uint32),
+    "all highest": lambda draw, n: np.full(n, 2**32 - 1, np.uint32),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_both_searches_find_the_same_cut_with_exact_counts(kind):
+    keys = KEYS[kind](np.random.default_rng(0), 3001)
+    leaves = [keys[0], keys[1:2401].reshape(3, 2, 4, 100), keys[2401:]]
+    searches = [jax.jit(search) for search in (select._by_halving, select._by_histogram)]
+    for k in (0, 1, 2, 700, 1500, 3000, 3001, 3002, 2**31 - 1):
+        for search in searches:
+            assert tuple(int(part) for part in search(leaves, jnp.int32(k))) == cut_of(keys, k), k
+
+
+def test_only_a_cpu_and_only_for_many_scores_makes_histograms():
+    def scatters(size, platform):
+        shapes = [jax.ShapeDtypeStruct(shape, jnp.uint32) for shape in leaf_shapes(size)]
+        traced = jax.jit(select.locate).trace(shapes, 7)
+        return "scatter" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+    assert scatters(MANY, "cpu")
+    assert not scatters(BELOW, "cpu")
+    assert not any(scatters(MANY, platform) for platform in ("tpu", "cuda"))
+
+
+PLACES = [
+    ((96, 40, 40), P(None, "a")),
+    ((64, 3, 8, 16), P(("a", "b"))),
+    ((7, 31), P()),
+    ((16, 2, 64, 48), P("b", None, None, "a")),
+    ((), P()),
+    ((9, 4, 32), P(None, None, ("b", "a"))),
+]
+
+
+@pytest.mark.parametrize("kind", ["few levels", "any bits", "all equal"])
+def test_many_scores_sharded_on_any_axes_give_the_same_mask_and_move_only_counts(kind):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    draw = np.random.default_rng(2)
+    scores = [np.asarray(HARD[kind](draw, shape), np.float32) for shape, _ in PLACES]
+    among = [np.asarray(draw.random(shape) < 0.8) for shape, _ in PLACES]
+    assert sum(s.size for s in scores) > MANY
+    places = [NamedSharding(mesh, spec) for _, spec in PLACES]
+    pick = jax.jit(select.top_k, out_shardings=places)
+    placed = jax.device_put((scores, among), (places, places))
+    expected = Sorted(scores, among)
+    for k in expected.telling_counts():
+        assert same(pick(placed[0], k, placed[1]), expected.top(k)), k
+    text = pick.lower(placed[0], 77, placed[1]).compile().as_text()
+    assert "scatter" in text
+    assert "all-reduce" in text
+    moved = ("all-gather", "all-to-all", "collective-permute", "sort(")
+    assert [word for word in moved if word in text] == []
+
+
+def test_each_member_of_a_population_gets_its_own_count_of_many_scores(pick):
+    draw = np.random.default_rng(3)
+    members = [
+        [np.asarray(HARD[kind](draw, shape), np.float32) for shape in leaf_shapes(MANY)]
+        for kind in ("few levels", "any bits", "one leaf tied")
+    ]
+    stacked = [np.stack(leaves) for leaves in zip(*members, strict=True)]
+    k = np.array([9000, 200_000, 100_001], np.int32)
+    chosen = jax.jit(jax.vmap(select.top_k))(stacked, k)
+    for i, scores in enumerate(members):
+        assert same([leaf[i] for leaf in chosen], pick(scores, k[i]))
+        assert same([leaf[i] for leaf in chosen], reference(scores, k[i]))
+
+
+def test_a_new_count_of_many_scores_compiles_nothing():
+    pick = jax.jit(lambda scores, k: select.top_k(scores, k))
+    scores = jnp.linspace(-1, 1, MANY)
+    for k in (1, 4, MANY // 2, MANY):
+        assert int(pick(scores, k).sum(dtype=jnp.int32)) == k
+    assert pick._cache_size() == 1
+
+
+def test_the_cut_through_all_convolutions_of_resnet50_is_exact():
+    model = discovery.build(giung2_ext.models, "model", "resnet", num_classes=1000)
+    shapes, _ = jax.eval_shape(
+        lambda key: states.init_variables(model, key, (64, 64, 3)), jax.random.key(0)
+    )
+    masks = masking.dense(shapes, "conv")
+    draw = np.random.default_rng(4)
+    scores = trees.map_present(lambda m: draw.random(m.shape, np.float32), masks)
+    leaves = trees.present(scores)
+    flat = np.concatenate([leaf.ravel() for leaf in leaves])
+    assert (len(leaves), flat.size) == (53, 23_454_912)
+    k = 18_763_929
+    cut = np.partition(flat, flat.size - k)[flat.size - k]
+    expected = flat > cut
+    ties = np.flatnonzero(flat == cut)
+    room = k - int(np.count_nonzero(expected))
+    assert 0 < room < len(ties)  # float32 draws have 2^24 levels: the cut goes through ties
+    expected[ties[:room]] = True
+    chosen = trees.present(jax.jit(select.top_k)(scores, k))
+    chosen = np.concatenate([np.asarray(leaf).ravel() for leaf in chosen])
+    assert np.count_nonzero(chosen) == k
+    assert np.array_equal(chosen, expected)
