@@ -30,7 +30,6 @@ from giung2_ext.experiments.config import default_config
 
 def get_config(smoke: bool = False):
     c = default_config()
-    c.model.group_size = 256
     if smoke:
         c.model.depth, c.model.group_size = 18, 0
         c.feed.batch_size, c.optim.ni, c.chain.rewind_ni, c.chain.cycles = 8, 4, 2, 1

@@ -1,6 +1,7 @@
 """Eight fake CPU devices, no silent broadcasting, no warnings; fixtures that several folders share."""
 
 import os
+import struct
 
 os.environ.pop("JAX_NUM_CPU_DEVICES", None)
 import jax
@@ -31,3 +32,37 @@ def image_arrays(tmp_path):
         np.save(folder / f"{split}_images.npy", images)
         np.save(folder / f"{split}_labels.npy", labels)
     return folder
+
+
+def python2_batch(label, pixels, labels):
+    """What Python 2's cPickle wrote for a batch of CIFAR-10: protocol 2, names and pixels as its `str`."""
+
+    def text(string):
+        return b"U" + bytes([len(string)]) + string
+
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
+    shape = b"M" + struct.pack("<H", len(pixels)) + b"M" + struct.pack("<H", pixels.shape[1]) + b"\x86"
+    dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R(K\x03" + text(b"|") + b"NNN"
+    dtype += 2 * b"J\xff\xff\xff\xff" + b"K\x00tb"
+    content = b"\x89T" + struct.pack("<I", pixels.nbytes) + pixels.tobytes()
+    items = text(b"batch_label") + text(label)
+    items += text(b"labels") + b"](" + b"".join(b"K" + bytes([n]) for n in labels) + b"e"
+    items += text(b"data") + array + b"(K\x01" + shape + dtype + content + b"tb"
+    return b"\x80\x02}(" + items + b"u."
+
+
+@pytest.fixture
+def cifar10_files(tmp_path):
+    """A folder with CIFAR-10's six files of a dozen images each; file f, image i, label (7 f + i) % 10.
+
+    The pixel at row r, column c, channel d is (101 f + 37 i + 3 r + 7 c + 85 d) % 251.
+    """
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    image, channel, row, column = np.ogrid[:12, :3, :32, :32]
+    for f, name in enumerate(["test_batch", *(f"data_batch_{n}" for n in range(1, 6))]):
+        pixels = (101 * f + 37 * image + 3 * row + 7 * column + 85 * channel) % 251
+        pixels = pixels.astype(np.uint8).reshape(12, 3 * 32 * 32)  # channels apart, as stored
+        batch = python2_batch(name.encode(), pixels, [(7 * f + i) % 10 for i in range(12)])
+        (folder / name).write_bytes(batch)
+    return tmp_path

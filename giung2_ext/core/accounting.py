@@ -57,6 +57,9 @@ def uses(forward: Callable[[Tree, Any], Any], params: Tree, example: Any) -> Use
     found: dict[str | None, int] = {}
     _walk(closed.jaxpr, inputs, found)
     sizes = {name: math.prod(leaf.shape) for name, leaf in trees.named_leaves(params).items()}
+    for name, work in found.items():
+        if name is not None and work % sizes[name]:
+            raise NotImplementedError(f"cannot count a network that uses {name!r} in part")
     of = {name: found.pop(name) // sizes[name] for name in names if name in found}
     return Uses(of, sum(found.values()))
 
@@ -71,26 +74,26 @@ def _walk(jaxpr: jex.Jaxpr, inputs: list[str | None], found: dict[str | None, in
     for eqn in jaxpr.eqns:
         operands = [origin(atom) for atom in eqn.invars]
         inner = next((eqn.params[k] for k in ("jaxpr", "call_jaxpr") if k in eqn.params), None)
-        if inner is not None and eqn.primitive.name in ("scan", "while", "cond"):
+        if eqn.primitive.name in ("scan", "while", "cond"):
             raise NotImplementedError(f"cannot count a network with a {eqn.primitive.name}")
         if inner is not None:
             results = _walk(getattr(inner, "jaxpr", inner), operands, found)
         else:
-            work = _multiply_adds(eqn)
+            work = _multiply_adds(eqn) if DATA in operands else 0
             if work:
-                owners = [operand for operand in operands if operand not in (DATA, None)]
-                owner = owners[0] if owners else None
+                owner = next((operand for operand in operands if operand not in (DATA, None)), None)
                 found[owner] = found.get(owner, 0) + work
-            results = [_blend(operands)] * len(eqn.outvars)
+            results = [_blend(eqn, operands)] * len(eqn.outvars)
         made.update(zip(eqn.outvars, results, strict=True))
     return [origin(atom) for atom in jaxpr.outvars]
 
 
-def _blend(operands: list[str | None]) -> str | None:
-    """What is made from an example is data; from one parameter, that parameter (a cast, a mask, a gain)."""
+def _blend(eqn: Any, operands: list[str | None]) -> str | None:
+    """What an example goes into is data; else the largest parameter that went in (cast, masked, scaled)."""
     if DATA in operands:
         return DATA
-    return next((operand for operand in operands if operand is not None), None)
+    sized = sorted(zip(operands, eqn.invars, strict=True), key=lambda pair: -math.prod(pair[1].aval.shape))
+    return next((operand for operand, _ in sized if operand is not None), None)
 
 
 def _multiply_adds(eqn: Any) -> int:

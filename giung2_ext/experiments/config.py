@@ -39,7 +39,7 @@ def default_config() -> Config:
     c.seed = config_dict.placeholder(int)  # drawn once and recorded where not given
     c.mixed_precision = False  # true: bfloat16, float16 on older GPUs, float32 on a CPU
     c.precision = config_dict.placeholder(str)  # float32 | bfloat16 | float16, whatever the device
-    c.model = Config(dict(name="resnet", depth=50, width=1))
+    c.model = Config(dict(name="resnet", depth=50, width=1, group_size=256))
     c.data = Config(dict(name="imagenet2012"))
     c.method = Config(dict(name="ticket"))
 
@@ -166,7 +166,8 @@ def _broken(path: pathlib.Path, error: Exception) -> Refusal:
         line = error.lineno
     else:
         frames = traceback.extract_tb(error.__traceback__)
-        line = next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
+        own = [frame for frame in frames if pathlib.Path(frame.filename).resolve() == path.resolve()]
+        line = own[-1].lineno if own else None
     return Refusal(f"{path}, line {line}: {type(error).__name__}: {str(error).splitlines()[0]}")
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -60,3 +62,23 @@ def test_erk_densities_are_the_published_formula():
 
 def test_erk_makes_a_layer_dense_before_it_exceeds_one():
     assert allocate.layer_counts(LENET, 0.2, "erk")["cls"] == 1000
+
+
+def test_the_published_counts_are_the_original_k_and_a_few_ties():
+    published = [
+        23454912, 18764028, 15011282, 12009076, 9607294, 7685860, 6148710, 4918983, 3935188, 3148156,
+        2518532, 2014828, 1611863, 1289491, 1031592, 825273, 660219, 528175, 422542,
+    ]  # fmt: skip
+    ties = [98, 58, 50, 33, 24, 22, 15, 2, 6, 7, 3, 1, 1, 0, 0, 1, 0, 2]
+    found = [
+        kept - allocate.keep_count_legacy(0.8, alive, free=2101120)
+        for alive, kept in itertools.pairwise(published)
+    ]
+    assert found == ties
+
+
+def test_the_original_k_is_rounded_where_float32_has_even_integers_only():
+    # 2101120 + .8 * 23454912 is 20865049.6, where float32 has even numbers only
+    assert allocate.keep_count_legacy(0.8, 23454912, 2101120) == 20865050 - 2101120
+    assert allocate.keep_count(0.8, 23454912) == 18763929
+    assert allocate.keep_count_legacy(0.001, 100, free=7) == 1  # not none

@@ -2,14 +2,18 @@
 
 import collections
 import os
+import pathlib
+import pickle
+import re
 
 import numpy as np
 import pytest
+from fakes import REPOSITORY
 
 import giung2_ext.data.sources
 from giung2_ext.core import discovery
 from giung2_ext.core.errors import Refusal
-from giung2_ext.data.sources import arrays, digits
+from giung2_ext.data.sources import arrays, cifar10, digits
 
 
 def rows(split):
@@ -156,3 +160,153 @@ def test_something_must_be_held_out_but_not_everything(holdout, image_arrays):
 def test_arrays_without_a_root_say_how_to_give_one():
     with pytest.raises(Refusal, match="--data_root=DIR"):
         arrays.build()
+
+
+def stored(f, images):
+    """The images and labels that the fixture wrote into its f-th file, image by image and NHWC."""
+    image, row, column, channel = np.ogrid[images, :32, :32, :3]
+    pixels = (101 * f + 37 * image + 3 * row + 7 * column + 85 * channel) % 251
+    return pixels.astype(np.uint8), [(7 * f + i) % 10 for i in range(images.start or 0, images.stop)]
+
+
+@pytest.mark.parametrize("inner", ["", "cifar-10-batches-py"])
+def test_cifar10_is_read_in_the_order_of_its_files_with_channels_last(inner, cifar10_files):
+    source = cifar10.build(os.fspath(cifar10_files / inner), holdout=20)
+    parts = {
+        "test": [stored(0, slice(12))],
+        "train": [*(stored(f, slice(12)) for f in (1, 2, 3)), stored(4, slice(4))],
+        "validation": [stored(4, slice(4, 12)), stored(5, slice(12))],
+    }
+    assert set(source.splits) == set(parts)
+    for name, expected in parts.items():
+        split = source.split(name)
+        assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int32)
+        assert np.array_equal(split.images, np.concatenate([images for images, _ in expected]))
+        assert split.labels.tolist() == [label for _, labels in expected for label in labels]
+    assert source.num_classes == 10
+
+
+def test_cifar10_written_again_by_python3_is_read_too(cifar10_files):
+    for path in (cifar10_files / "cifar-10-batches-py").iterdir():
+        batch = pickle.loads(path.read_bytes(), encoding="bytes")
+        assert set(batch) == {b"batch_label", b"labels", b"data"}
+        again = pickle.dumps(batch, protocol=2)
+        path.write_bytes(again.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    images, labels = stored(0, slice(12))
+    test = cifar10.build(os.fspath(cifar10_files), holdout=20).split("test")
+    assert np.array_equal(test.images, images)
+    assert test.labels.tolist() == labels
+
+
+@pytest.mark.parametrize("holdout", [0, -1, 60, 5000])
+def test_of_cifar10_too_something_must_be_held_out_but_not_everything(holdout, cifar10_files):
+    with pytest.raises(Refusal, match=rf"holdout must be in 1\.\.59, got {holdout}"):
+        cifar10.build(os.fspath(cifar10_files), holdout=holdout)
+
+
+def test_cifar10_that_is_not_there_is_refused_by_the_names_of_its_files(cifar10_files, tmp_path):
+    with pytest.raises(Refusal, match=r"needs --data_root=DIR with cifar-10-batches-py/data_batch_1"):
+        cifar10.build()
+    for name in ("data_batch_3", "test_batch"):
+        (cifar10_files / "cifar-10-batches-py" / name).unlink()
+    with pytest.raises(Refusal, match=r"no data_batch_3, test_batch in .*python version of CIFAR-10"):
+        cifar10.build(os.fspath(cifar10_files))
+    with pytest.raises(Refusal, match=r"no data_batch_1, data_batch_2, .* in .*/nowhere"):
+        cifar10.build(os.fspath(tmp_path / "nowhere"))
+
+
+class Command:
+    """Unpickled by a reader that trusts its files, it runs a command."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def rewrite(change):
+    def damage(path):
+        batch = pickle.loads(path.read_bytes(), encoding="bytes")
+        text = pickle.dumps(change(batch) or batch, protocol=2)
+        path.write_bytes(text.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+
+    return damage
+
+
+BAD_BATCHES = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-30000]),
+    "without its end": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "no pickle": lambda path: path.write_bytes(b"\x1f\x8b not a pickle"),
+    "a list": rewrite(lambda batch: list(batch)),
+    "without labels": rewrite(lambda batch: {b"data": batch[b"data"]}),
+    "of another size": rewrite(lambda batch: batch.update({b"data": batch[b"data"][:, :-1]})),
+    "of text": rewrite(lambda batch: batch.update({b"data": b"pixels"})),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_BATCHES)
+def test_a_damaged_batch_is_refused_by_name(kind, cifar10_files):
+    path = cifar10_files / "cifar-10-batches-py/data_batch_2"
+    BAD_BATCHES[kind](path)
+    with pytest.raises(Refusal, match=re.escape(f"{path} is not a CIFAR-10 python batch")):
+        cifar10.build(os.fspath(cifar10_files), holdout=20)
+
+
+def test_labels_that_do_not_fit_the_images_are_refused(cifar10_files):
+    path = cifar10_files / "cifar-10-batches-py/test_batch"
+    rewrite(lambda batch: batch[b"labels"].__setitem__(3, 10))(path)
+    with pytest.raises(Refusal, match=r"test labels must be in 0\.\.9, got 0\.\.10"):
+        cifar10.build(os.fspath(cifar10_files), holdout=20)
+    rewrite(lambda batch: batch.update({b"labels": batch[b"labels"][:-1]}))(path)
+    with pytest.raises(Refusal, match=r"test labels must be 12 integers, got int64\(11,\)"):
+        cifar10.build(os.fspath(cifar10_files), holdout=20)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_batch_that_would_run_a_command_is_refused_and_runs_nothing(protocol, cifar10_files, tmp_path):
+    ran = tmp_path / "ran"
+    batch = pickle.dumps({b"data": Command(f"touch {ran}"), b"labels": [1]}, protocol=protocol)
+    (cifar10_files / "cifar-10-batches-py/data_batch_1").write_bytes(batch)
+    with pytest.raises(Refusal, match=r"it asks for \w+\.system"):
+        cifar10.build(os.fspath(cifar10_files))
+    assert not ran.exists()
+    pickle.loads(batch)  # the file is what it says
+    assert ran.exists()
+
+
+def test_a_batch_of_objects_brings_none_in(cifar10_files, tmp_path):
+    objects = np.array([[Command(f"touch {tmp_path / 'ran'}")] * 3072], dtype=object)
+    rewrite(lambda batch: {b"data": objects, b"labels": [0]})(
+        cifar10_files / "cifar-10-batches-py/data_batch_1"
+    )
+    with pytest.raises(Refusal, match="it asks for"):
+        cifar10.build(os.fspath(cifar10_files))
+    assert not (tmp_path / "ran").exists()
+
+
+def real_cifar10():
+    folder = pathlib.Path(os.environ.get("GIUNG2_EXT_DATA", REPOSITORY.parent / "shared/data"))
+    if not any(path.exists() for path in (folder / "test_batch", folder / "cifar-10-batches-py")):
+        pytest.skip(f"no CIFAR-10 in {folder}; name its folder with GIUNG2_EXT_DATA (2026-11-21)")
+    return os.fspath(folder)
+
+
+def test_the_published_cifar10_has_its_published_splits_classes_mean_and_deviation():
+    source = cifar10.build(real_cifar10())
+    sizes = {name: split.images.shape for name, split in source.splits.items()}
+    assert sizes == {
+        "train": (45000, 32, 32, 3), "validation": (5000, 32, 32, 3), "test": (10000, 32, 32, 3)
+    }  # fmt: skip
+    count = {name: np.bincount(split.labels, minlength=10) for name, split in source.splits.items()}
+    assert (count["test"] == 1000).all()
+    assert (count["train"] + count["validation"] == 5000).all()
+    assert source.split("train").labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]  # frog, truck, …
+    levels = np.arange(256) / 255
+    for channel in range(3):
+        pixels = [source.split(name).images[..., channel].ravel() for name in ("train", "validation")]
+        share = sum(np.bincount(p, minlength=256) for p in pixels) / (50000 * 1024)
+        mean = (share * levels).sum()
+        assert round(mean, 4) == source.mean[channel]
+        assert round((share * (levels - mean) ** 2).sum() ** 0.5, 4) == source.std[channel]

@@ -3,9 +3,13 @@ import re
 import pytest
 from fakes import REPOSITORY
 
+import giung2_ext.data.sources
+import giung2_ext.methods
+import giung2_ext.models
+from giung2_ext.core import discovery
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import flags
-from giung2_ext.experiments.config import default_config
+from giung2_ext.experiments.config import default_config, load_config
 
 DIGITS = str(REPOSITORY / "configs/imp/digits.py")
 IMAGENET = str(REPOSITORY / "configs/imagenet2012.py")
@@ -65,6 +69,10 @@ def test_model_and_data_of_the_default_config_can_be_replaced():
     assert config.model.to_dict() == dict(name="lenet", hidden=(300, 100))
 
 
+def unknown(kind, name, package):
+    return f"unknown {kind} {name!r}; known: {', '.join(discovery.names(package))}"
+
+
 REFUSED = {
     "--optim_nii=3": "unknown flag --optim_nii; did you mean optim_ni?",
     "--config.optim.lrr=3": "no field config.optim.lrr; did you mean optim.lr?",
@@ -72,9 +80,10 @@ REFUSED = {
     "--optim_ni=3.5": "--optim_ni takes a whole number, got '3.5'",
     "--optim_lr=fast": "--optim_lr takes a number, got 'fast'",
     "--constant_lr=maybe": "--constant_lr takes true or false, got 'maybe'",
-    "--config.model.name=lenett": "unknown model 'lenett'; known: convnet, lenet; did you mean 'lenet'?",
-    "--config.method.name=magnitud": "unknown method 'magnitud'; known: jackpots, rigl, ticket",
-    "--data_name=digit": "unknown data source 'digit'; known: arrays, digits; did you mean 'digits'?",
+    "--config.model.name=lenett": unknown("model", "lenett", giung2_ext.models) + "; did you mean 'lenet'?",
+    "--config.method.name=magnitud": unknown("method", "magnitud", giung2_ext.methods),
+    "--data_name=digit": unknown("data source", "digit", giung2_ext.data.sources)
+    + "; did you mean 'digits'?",
     "--optim_ni": "--optim_ni needs a value",
     "--resnet_depth=50": "no field config.model.depth",
     "--config.model.hidden=abc": "--config.model.hidden takes values like 300,100, got 'abc'",
@@ -134,3 +143,9 @@ def test_every_config_says_its_command_and_has_a_smoke_argument(path):
     assert "python scripts/" in text
     assert "def get_config(" in text
     assert "smoke: bool = False" in text
+
+
+@pytest.mark.parametrize("argument", ["", ":smoke"])
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.py")), ids=lambda p: p.stem)
+def test_every_config_can_be_read(path, argument):
+    assert load_config(f"{path}{argument}").is_locked

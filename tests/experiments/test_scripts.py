@@ -11,6 +11,8 @@ import time
 import pytest
 from fakes import REPOSITORY
 
+import giung2_ext.data.sources
+from giung2_ext.core import discovery
 from giung2_ext.core import masks as masking
 from giung2_ext.storage.tickets import read_ticket
 
@@ -69,9 +71,10 @@ def test_the_digits_chain_tells_the_story_of_the_tickets(script, tmp_path):
         assert all(bool(masking.nested(b, a)) for a, b in itertools.pairwise(masks))
 
 
+SOURCES = ", ".join(discovery.names(giung2_ext.data.sources))
 BAD = {
     ("train",): "--save=DIR is required (if a command spans lines",
-    ("train", "--save=x"): "unknown model 'resnet'; known: convnet, lenet",
+    ("train", "--save=x"): f"unknown data source 'imagenet2012'; known: {SOURCES}",
     ("train", "--save=x", DIGITS, "--constant_lr", "true"): "write --constant_lr=true",
     ("imp", "--save=x", DIGITS, "--optim_nii=3"): "did you mean optim_ni?",
     ("evaluate",): "--ckpt=PATH of a ticket is required",

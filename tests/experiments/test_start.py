@@ -57,6 +57,25 @@ def test_a_ratio_of_one_selects_nothing_even_where_kept_weights_are_zero(dense, 
         assert masking.overlap(found, mask) == 1.0
 
 
+def test_legacy_scores_prune_as_the_original_suite_did_but_a_ratio_of_one_selects_nothing(train, tmp_path):
+    train(tmp_path / "r", *SHORT)
+    dense = tmp_path / "r/last.ckpt"
+    weights = np.concatenate([kernel.ravel() for kernel in kernels(read_ticket(dense))])
+    scores = (np.abs(weights) + np.float32(1)) - np.float32(1)  # multiples of 2^-23, so that some tie
+    ranked = np.sort(scores)[::-1]
+    k = next(i for i in range(20000, 40000) if ranked[i - 1] == ranked[i])  # the cut is between two ties
+    legacy = (*SHORT, f"--matching_ckpt={dense}", "--config.start.legacy_scores=true", "--optim_ni=1")
+    ratio = (k + 0.5) / len(scores)
+    train(tmp_path / "a", *legacy, f"--previous_ckpt={dense}", f"--pruning_ratio={ratio}")
+    first = read_ticket(tmp_path / "a/last.ckpt")
+    kept = np.concatenate([mask.ravel() for mask in trees.present(first.masks)])
+    assert np.array_equal(kept, scores >= ranked[k])
+    assert first.meta["kept"] > k == int(ratio * len(scores))
+    # the original's cut could fall to 0 here, which what was pruned reached too: all came back
+    train(tmp_path / "b", *legacy, f"--previous_ckpt={tmp_path / 'a/last.ckpt'}")
+    assert read_ticket(tmp_path / "b/last.ckpt").meta["mask_digest"] == first.meta["mask_digest"]
+
+
 def test_a_criterion_cannot_ask_for_more_than_a_checkpoint_has_left(dense, train, tmp_path):
     point, best = dense
     chained = (f"--matching_ckpt={point}", f"--previous_ckpt={best}", "--pruning_ratio=0.2")

@@ -20,6 +20,7 @@ FOLDER = "cifar-10-batches-py"
 TRAIN, TEST = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
 SAFE = {
     ("numpy.core.multiarray", "_reconstruct"): multiarray._reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): multiarray._reconstruct,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("_codecs", "encode"): codecs.encode,
