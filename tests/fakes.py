@@ -37,8 +37,46 @@ def make_batch(seed=0, size=24, image=IMAGE):
 
 
 def make_model(name="lenet", **options):
-    options = options or SMALL.get(name, {})
+    options = {**SMALL.get(name, {}), **options}
     return discovery.build(giung2_ext.models, "model", name, num_classes=CLASSES, **options)
+
+
+fresh_variables = jax.jit(states.init_variables, static_argnums=(0, 2))
+"""`init_variables`, compiled once for every network: run by itself each layer would be compiled alone."""
+
+
+def shapes_of(network, image=IMAGE):
+    """Parameters and remaining collections as shapes and types: nothing is computed, even at full size."""
+    return jax.eval_shape(lambda: states.init_variables(network, jax.random.key(0), image))
+
+
+def random_variables(network, image=IMAGE, seed=0):
+    """Variables all drawn anew: no head of 0, scale of 0 or 1, or mean of 0 hides a layer."""
+    draw = np.random.default_rng(seed)
+
+    def leaf(path, shape):
+        if path[-1].key in ("scale", "var"):
+            drawn = draw.uniform(0.5, 1.5, shape.shape)
+        else:  # a kernel keeps the size of what passes through a ReLU
+            fan_in = np.prod(shape.shape[:-1]) if path[-1].key == "kernel" else 50
+            drawn = draw.normal(0, (2 / fan_in) ** 0.5, shape.shape)
+        return jnp.asarray(drawn, shape.dtype)
+
+    params, rest = shapes_of(network, image)
+    return jax.tree_util.tree_map_with_path(leaf, {"params": params, **rest})
+
+
+def windows(x, size, stride, pads, fill=0.0):
+    """What a square convolution or pooling sees, in plain NumPy: [B, rows, columns, C, size, size]."""
+    x = np.pad(x, [(0, 0), pads, pads, (0, 0)], constant_values=fill)
+    seen = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))
+    return seen[:, ::stride, ::stride]
+
+
+def convolve(x, kernel, stride, pads):
+    """A square convolution with an HWIO kernel, in plain NumPy."""
+    seen = windows(x, kernel.shape[0], stride, pads)
+    return np.tensordot(seen, np.asarray(kernel, np.float64), [(4, 5, 3), (0, 1, 2)])
 
 
 def make_method(name, **options):
@@ -83,15 +121,25 @@ class Bench(NamedTuple):
 
 
 def make_bench(
-    method="ticket", model="lenet", optimizer=("sgd", 0.9, 5e-4), rate=0.05, masks=start_masks, **step
+    method="ticket",
+    model="lenet",
+    optimizer=("sgd", 0.9, 5e-4),
+    rate=0.05,
+    masks=start_masks,
+    precision=None,
+    **step,
 ):
+    """`precision` is the model's own where it is not given; `step` is for make_step."""
     network = make_model(model) if isinstance(model, str) else model
+    network = network if precision is None else network.clone(dtype=getattr(jnp, precision))
     method = make_method(method) if isinstance(method, str) else method
     optimizer = make_optimizer(*optimizer) if type(optimizer) is tuple else optimizer
     key = states.seed_key(0)
-    params, statistics = states.init_variables(network, key, IMAGE)
+    params, statistics = fresh_variables(network, key, IMAGE)
     statistics["image_stats"] = {"m": jnp.full(1, 0.5), "s": jnp.full(1, 0.25)}
     chosen = masks(params)
-    state = states.make_state(method, optimizer, key, params, chosen, statistics)
-    pair = make_step(network, method, optimizer, schedules.constant(rate), **step)
+    kinds = dict(scaled=precision == "float16", averaged=step.get("average") is not None)
+    state = states.make_state(method, optimizer, key, params, chosen, statistics, **kinds)
+    schedule = rate if callable(rate) else schedules.constant(rate)
+    pair = make_step(network, method, optimizer, schedule, **step)
     return Bench(network, method, state, *map(jax.jit, pair), chosen)

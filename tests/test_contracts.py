@@ -1,10 +1,23 @@
 """Laws that every method, model and source found in the package must keep, whoever wrote it."""
 
+import functools
+
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import CLASSES, IMAGE, make_batch, make_bench, make_method, make_model
+from fakes import (
+    CLASSES,
+    IMAGE,
+    fresh_variables,
+    make_batch,
+    make_bench,
+    make_method,
+    make_model,
+    random_variables,
+    shapes_of,
+)
 
 import giung2_ext.data.sources
 import giung2_ext.methods
@@ -12,7 +25,6 @@ import giung2_ext.models
 from giung2_ext.core import discovery, trees
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
-from giung2_ext.training import state as states
 
 METHODS = discovery.names(giung2_ext.methods)
 MODELS = discovery.names(giung2_ext.models)
@@ -34,14 +46,14 @@ def leaves_off_mask(masks, tree):
 
 def test_there_is_something_to_check():
     assert {"ticket", "rigl", "jackpots"} <= set(METHODS)
-    assert {"lenet", "convnet"} <= set(MODELS)
+    assert {"lenet", "convnet", "conv", "resnet", "resnet_cifar", "vit"} <= set(MODELS)
     assert {"digits", "arrays"} <= set(SOURCES)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_starts_from_the_masks_and_weights_it_is_given(name, key):
     method = make_method(name)
-    params, _ = states.init_variables(make_model(), key, IMAGE)
+    params, _ = fresh_variables(make_model(), key, IMAGE)
     bench = make_bench(name)
     trainable, state = method.init(key, params, bench.masks)
     assert jax.tree.all(jax.tree.map(np.array_equal, method.masks(trainable, state), bench.masks))
@@ -97,10 +109,10 @@ def test_a_method_names_no_config_and_refuses_options_it_lacks(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_maps_images_to_logits_and_calls_its_classifier_cls(name, key):
+def test_a_model_maps_images_to_logits_and_calls_its_classifier_cls(name):
     model = make_model(name)
-    params, statistics = states.init_variables(model, key, IMAGE)
-    logits = model.apply({"params": params, **statistics}, jnp.zeros((2, *IMAGE)), train=False)
+    params, statistics = shapes_of(model)
+    logits = jax.eval_shape(model.apply, {"params": params, **statistics}, jnp.zeros((2, *IMAGE)))
     assert logits.shape == (2, CLASSES)
     assert any(path.startswith("cls") for path in trees.named_leaves(params))
     assert masking.size(masking.dense(params, "body")) < masking.size(masking.dense(params, "kernels"))
@@ -114,10 +126,71 @@ def test_every_parameter_of_a_model_gets_a_gradient(name):
     assert all(jax.tree.leaves(moved)), trees.named_leaves(moved)
 
 
+def logits_in(model, variables, images, train):
+    """Logits, and in training the new statistics too."""
+    apply = functools.partial(model.apply, train=train, mutable=["batch_stats"] if train else False)
+    found = jax.jit(apply)(variables, images)
+    return found if train else (found, {})
+
+
+def products(jaxpr):
+    """The operand types of every convolution and matrix product, wherever they are nested."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            yield tuple(operand.aval.dtype for operand in equation.invars)
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["evaluating", "training"])
+@pytest.mark.parametrize(("dtype", "digits"), [(jnp.bfloat16, 2**-8), (jnp.float16, 2**-11)])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_models_body_computes_in_its_type_but_what_it_keeps_and_returns_is_float32(
+    name, dtype, digits, train
+):
+    exact, model = make_model(name), make_model(name, dtype=dtype)
+    variables = random_variables(model)
+    images = jnp.asarray(np.random.default_rng(1).normal(size=(16, *IMAGE)), jnp.float32)
+    logits, statistics = logits_in(model, variables, images, train)
+    kept = jax.tree.leaves((variables, statistics, logits))
+    assert {leaf.dtype for leaf in kept} == {jnp.dtype(jnp.float32)}
+    assert all(jnp.isfinite(leaf).all() for leaf in kept)
+    expected, _ = logits_in(exact, variables, images, train)
+    off = float(jnp.sqrt(jnp.mean((logits - expected) ** 2)) / jnp.std(expected))
+    assert digits / 8 < off < 32 * digits
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_product_of_a_model_but_its_classifiers_is_in_its_type(name, dtype):
+    model = make_model(name, dtype=dtype)
+    apply = functools.partial(model.apply, train=False)
+    jaxpr = jax.make_jaxpr(apply)(random_variables(model), jnp.ones((2, *IMAGE)))
+    *body, classifier = products(jaxpr.jaxpr)
+    assert len(body) >= 2
+    assert set(body) == {(jnp.dtype(dtype),) * 2}
+    assert classifier == (jnp.dtype(jnp.float32),) * 2
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_layer_of_a_model_but_its_classifier_returns_its_type(name, dtype):
+    model = make_model(name, dtype=dtype)
+    apply = functools.partial(model.apply, train=False, capture_intermediates=True)
+    _, found = jax.eval_shape(apply, random_variables(model), jnp.ones((2, *IMAGE)))
+    types = {path: leaf.dtype for path, leaf in trees.named_leaves(found["intermediates"]).items()}
+    in_float32 = {path for path, type_ in types.items() if type_ == jnp.float32}
+    assert in_float32 == {"cls/__call__/0", "__call__/0"}
+    assert {types[path] for path in types.keys() - in_float32} == {jnp.dtype(dtype)}
+
+
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_source_has_its_splits_in_the_stored_types(name, image_arrays):
-    options = dict(root=str(image_arrays), num_classes=3, holdout=20) if name == "arrays" else {}
-    source = discovery.build(giung2_ext.data.sources, "data source", name, **options)
+def test_a_source_has_its_splits_in_the_stored_types(name, image_arrays, cifar10_files):
+    options = {
+        "arrays": dict(root=str(image_arrays), num_classes=3, holdout=20),
+        "cifar10": dict(root=str(cifar10_files), holdout=20),
+    }
+    source = discovery.build(giung2_ext.data.sources, "data source", name, **options.get(name, {}))
     assert {"train", "validation", "test"} <= set(source.splits)
     channels = source.split("train").images.shape[-1]
     assert len(source.mean) == len(source.std) == channels

@@ -1,22 +1,23 @@
 """Vision transformers Ti, S and B with a class token: DeiT's (Touvron et al. 2021, without distillation).
 
 https://arxiv.org/abs/2012.12877, after Dosovitskiy et al. 2021: pre-norm, learned positions, exact
-GELU, truncated normal kernels of 0.02. On 224x224 images and 1000 classes 5,717,416, 22,050,664 and
-86,567,656 parameters. `config.masks.prunable=blocks` prunes attention and MLP kernels and leaves the
-patch embedding and the classifier dense. Stochastic depth, which DeiT's recipe adds, is left out.
+GELU, normal kernels of 0.02, the patch embedding as PyTorch initialises it. On 224x224 images and 1000
+classes 5,717,416, 22,050,664 and 86,567,656 parameters. `config.masks.prunable=blocks` prunes attention
+and MLP kernels and leaves the patch embedding and the classifier dense. Stochastic depth, which DeiT's
+recipe adds, is left out.
 """
 
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from giung2_ext.core.errors import Refusal, unknown
+from giung2_ext.models._layers import torch_uniform
 
 SIZES = {"Ti": (192, 3), "S": (384, 6), "B": (768, 12)}  # width, heads
-SMALL = nn.initializers.truncated_normal(0.02)
+SMALL = nn.initializers.normal(0.02)
 
 
 class Block(nn.Module):
@@ -35,7 +36,9 @@ class Block(nn.Module):
 
         qkv = dense(norm(x_BxTxD), 3 * width, "qkv")
         query, key, value = jnp.moveaxis(qkv.reshape(*qkv.shape[:-1], 3, self.heads, -1), -3, 0)
-        mixed = jax.nn.dot_product_attention(query, key, value)
+        scores = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
+        shares = nn.softmax(scores * query.shape[-1] ** -0.5).astype(self.dtype)
+        mixed = jnp.einsum("bhts,bshd->bthd", shares, value)
         x_BxTxD = x_BxTxD + dense(mixed.reshape(x_BxTxD.shape), width, "proj")
         hidden = nn.gelu(dense(norm(x_BxTxD), 4 * width, "fc1"), approximate=False)
         return x_BxTxD + dense(hidden, width, "fc2")
@@ -57,7 +60,10 @@ class ViT(nn.Module):
                 "(config.model.patch)"
             )
         size, dtype = (self.patch, self.patch), self.dtype
-        x = nn.Conv(self.width, size, size, kernel_init=SMALL, dtype=dtype, name="patches")(images)
+        init = torch_uniform(self.patch**2 * images.shape[-1])
+        x = nn.Conv(self.width, size, size, kernel_init=init, bias_init=init, dtype=dtype, name="patches")(
+            images
+        )
         x = x.reshape(x.shape[0], -1, self.width)
         token = self.param("token", SMALL, (1, 1, self.width)).astype(dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)

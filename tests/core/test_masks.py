@@ -1,15 +1,85 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from giung2_ext.core import masks as masking
+from giung2_ext.core import trees
 from giung2_ext.core.errors import Refusal
 
+RULES = sorted(masking.PRUNABLE)
 PARAMS = {
     "Conv_0": {"kernel": jnp.ones((3, 3, 2, 4))},
     "Dense_0": {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)},
     "cls": {"kernel": jnp.ones((5, 3)), "bias": jnp.ones(3)},
 }
+
+
+EVERYTHING = {  # every kind of leaf that a network here has, at every depth
+    "token": jnp.ones((1, 1, 6)),
+    "position": jnp.ones((1, 2, 3, 6)),
+    "patches": {"kernel": jnp.ones((2, 2, 3, 6)), "bias": jnp.ones(6)},
+    "Conv_0": {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)},
+    "BatchNorm_0": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
+    "Block_0": {
+        "LayerNorm_0": {"scale": jnp.ones(6), "bias": jnp.ones(6)},
+        "qkv": {"kernel": jnp.ones((6, 18)), "bias": jnp.ones(18)},
+        "kernel": {"table": jnp.ones((6, 6))},
+    },
+    "Block_10": {"fc1": {"kernel": jnp.ones((6, 5)), "bias": jnp.ones(5)}},
+    "cls": {"kernel": jnp.ones((6, 3)), "bias": jnp.ones(3)},
+}
+
+
+def prunable(rule, params=EVERYTHING):
+    masks = masking.dense(params, rule)
+    return {name for name, mask in trees.named_leaves(masks).items() if mask is not None}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_only_leaves_called_kernel_are_prunable(rule):
+    assert prunable(rule)
+    assert {name.split("/")[-1] for name in prunable(rule)} == {"kernel"}
+    for name in ("scale", "bias", "embedding", "kernels", "weight"):  # whatever the shape
+        assert not prunable(rule, {"Block_0": {name: jnp.ones((3, 3, 2, 4))}}), name
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_dense_mask_is_true_everywhere_and_has_its_leafs_shape(rule):
+    masks, params = (trees.named_leaves(tree) for tree in (masking.dense(EVERYTHING, rule), EVERYTHING))
+    assert set(masks) == set(params)
+    for name in prunable(rule):
+        assert masks[name].shape == params[name].shape
+        assert masks[name].dtype == bool
+        assert masks[name].all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_reads_names_and_shapes_alone(rule):
+    shapes = jax.eval_shape(lambda: EVERYTHING)
+    assert prunable(rule, shapes) == prunable(rule)
+
+
+def test_every_rule_is_a_part_of_kernels():
+    every = {name for name in trees.named_leaves(EVERYTHING) if name.split("/")[-1] == "kernel"}
+    assert prunable("kernels") == every
+    assert all(prunable(rule) <= every for rule in RULES)
+
+
+def test_body_is_every_kernel_but_the_classifiers():
+    assert prunable("body") | {"cls/kernel"} == prunable("kernels")
+    assert "cls/kernel" not in prunable("body")
+
+
+def test_conv_is_every_kernel_of_four_axes():
+    assert prunable("conv") == {"Conv_0/kernel", "patches/kernel"}
+
+
+def test_blocks_is_every_kernel_inside_a_block_at_any_depth():
+    assert prunable("blocks") == {"Block_0/qkv/kernel", "Block_10/fc1/kernel"}
+    layer = {"kernel": jnp.ones((2, 2))}
+    nested = {"encoder": {"Block_3": {"mlp": {"fc2": layer}}}, "Blocked": layer, "MyBlock_0": layer}
+    assert prunable("blocks", nested) == {"encoder/Block_3/mlp/fc2/kernel"}
 
 
 @pytest.mark.parametrize(("rule", "size"), [("conv", 72), ("kernels", 72 + 20 + 15), ("body", 72 + 20)])

@@ -1,3 +1,5 @@
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,8 +32,11 @@ def test_lenet_kernels_are_glorot_normal_and_biases_zero(key):
 
 
 def test_an_unknown_model_is_refused_with_what_is_known():
+    known = discovery.names(giung2_ext.models)
+    assert {"convnet", "lenet"} <= set(known)
+    listed = re.escape(", ".join(known))
     with pytest.raises(
-        Refusal, match=r"unknown model 'lenett'; known: convnet, lenet; did you mean 'lenet'"
+        Refusal, match=rf"^unknown model 'lenett'; known: {listed}; did you mean 'lenet'\?$"
     ):
         build("lenett")
 
@@ -61,6 +66,18 @@ def test_one_group_is_linens_batchnorm(train):
     assert jax.tree.structure(our_stats) == jax.tree.structure(their_stats)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), our_stats, their_stats)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_batchnorm_computes_and_keeps_float32_and_returns_its_inputs_type(dtype, train):
+    x = (jax.random.normal(jax.random.key(3), (64, 8, 8, 2)) * 3 + 40).astype(dtype)
+    y, updated = apply_norm(BatchNorm(), x, train)
+    exact, expected = apply_norm(BatchNorm(), x.astype(jnp.float32), train)
+    assert y.dtype == dtype
+    assert jnp.array_equal(y, exact.astype(dtype))
+    assert {leaf.dtype for leaf in jax.tree.leaves(updated)} == {jnp.dtype(jnp.float32)}
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, updated, expected))
 
 
 def test_a_batch_that_does_not_divide_into_groups_is_an_error():
