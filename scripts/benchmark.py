@@ -9,9 +9,9 @@ last line; `--smoke` shrinks the problem to try it out. NAME is a file in script
 
 import importlib
 import json
+import os
 import pathlib
 import pkgutil
-import platform
 import statistics
 import sys
 import time
@@ -20,6 +20,7 @@ import jax
 
 from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.experiments.command import guarded
+from giung2_ext.storage import records
 
 NAMES = [info.name for info in pkgutil.iter_modules([str(pathlib.Path(__file__).with_name("benchmarks"))])]
 
@@ -37,9 +38,11 @@ def measure(contenders, repeats):
 
 
 def machine():
-    device = jax.devices()[0]
-    names = [platform.machine(), f"{len(jax.devices())} x {device.device_kind} ({device.platform})"]
-    return {"machine": ", ".join(names), "python": platform.python_version(), "jax": jax.__version__}
+    devices = jax.devices()
+    here = records.environment()
+    cores = f"{len(os.sched_getaffinity(0))} cores, " if hasattr(os, "sched_getaffinity") else ""
+    name = f"{cores}{len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {here['platform']}"
+    return {"machine": name, **{key: here[key] for key in ("python", "packages", "commit")}}
 
 
 def run(name, smoke, repeats):
@@ -47,7 +50,7 @@ def run(name, smoke, repeats):
     try:
         benchmark = importlib.import_module(f"benchmarks.{name}")
     except ModuleNotFoundError as error:
-        raise Refusal(f"{name} needs {error.name}: pip install -e '.[{error.name}]'") from error
+        raise Refusal(f"{name} needs the package {error.name}, which is not installed") from error
     contenders, aims, notes, (unit, amount) = benchmark.make(smoke)
     aims = {} if smoke else aims  # they are for the full size
     seconds = measure(contenders, repeats)
@@ -67,7 +70,8 @@ def run(name, smoke, repeats):
     for note in notes:
         print(note)
     where = machine()
-    print(f"{where['machine']}, Python {where['python']}, jax {where['jax']}, {repeats} repeats")
+    versions = f"Python {where['python']}, jax {where['packages']['jax']}"
+    print(f"{where['machine']}, {versions}, {repeats} repeats")
     return {"name": name, "smoke": smoke, "ratios": ratios, "aims": met, "seconds": middle, **where}
 
 

@@ -117,15 +117,19 @@ def layers(params: Tree, kept: Mapping[str, int], used: Uses) -> list[Layer]:
     return rows
 
 
+def totals_of(prunable: int, kept: int, everything: int) -> Totals:
+    return Totals(prunable, kept, everything, everything - prunable + kept)
+
+
 def totals(rows: list[Layer], used: Uses) -> tuple[Totals, Totals]:
     """(weights, FLOPs of one example)."""
     masked = [row for row in rows if row.kept is not None]
-    weights = _totals(
+    weights = totals_of(
         sum(row.size for row in masked),
         sum(row.kept or 0 for row in masked),
         sum(row.size for row in rows),
     )
-    flops = _totals(
+    flops = totals_of(
         sum(row.flops for row in masked),
         sum(row.flops_kept for row in masked),
         sum(row.flops for row in rows) + 2 * used.unowned,
@@ -133,13 +137,18 @@ def totals(rows: list[Layer], used: Uses) -> tuple[Totals, Totals]:
     return weights, flops
 
 
-def _totals(prunable: int, kept: int, everything: int) -> Totals:
-    return Totals(prunable, kept, everything, everything - prunable + kept)
-
-
-def describe(totals: Totals, prunable: str) -> str:
-    """What is left by both denominators; `prunable` names the first."""
+def _describe(totals: Totals, prunable: str) -> str:
     return (
         f"{totals.kept:,} of {totals.prunable:,} {prunable} ({totals.kept / totals.prunable:.4f}), "
         f"{totals.all_kept:,} of all {totals.all:,} ({totals.all_kept / totals.all:.4f})"
     )
+
+
+def describe_weights(weights: Totals) -> str:
+    """What is left, and the density by both denominators."""
+    return f"weights: {_describe(weights, 'prunable')}"
+
+
+def describe_flops(flops: Totals) -> str:
+    """What is left, and the fraction by both denominators."""
+    return f"FLOPs of an image: {_describe(flops, 'in prunable layers')}"

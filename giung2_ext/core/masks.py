@@ -65,11 +65,6 @@ def density(masks: Tree) -> Array:
     return kept(masks).astype(jnp.float32) / size(masks)
 
 
-def density_of_all(kept: int, prunable: int, parameters: int) -> float:
-    """The kept fraction with every parameter in the denominator, biases and the like included."""
-    return (kept + parameters - prunable) / parameters
-
-
 def overlap(a: Tree, b: Tree) -> float:
     """Jaccard index |a and b| / |a or b| of two masks, on the host."""
     pairs = list(zip(trees.present(a), trees.present(b), strict=True))

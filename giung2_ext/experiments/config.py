@@ -55,7 +55,7 @@ def default_config() -> Config:
     c.optim.weight_decay = 1e-4  # coupled, on every leaf
     c.optim.label_smoothing = 0.0
     c.optim.global_clipping = config_dict.placeholder(float)
-    c.optim.ema = config_dict.placeholder(float)  # decay of averaged weights: evaluated and kept instead
+    c.optim.ema = config_dict.placeholder(float)  # decay of averaged weights, which all tickets then hold
     c.optim.constant_lr = False  # else linear warm-up over a tenth of ni, then cosine to 0
 
     c.start = Config()

@@ -8,10 +8,8 @@ from etils import epath
 import giung2_ext.data.sources
 from giung2_ext.core import accounting, discovery
 from giung2_ext.core.errors import Refusal
-from giung2_ext.core.masks import density_of_all
 from giung2_ext.data import resident
-from giung2_ext.experiments.setup import build_model, count_uses
-from giung2_ext.experiments.single import flops_text
+from giung2_ext.experiments.setup import build_model, count_uses, judged_in
 from giung2_ext.storage import tickets
 from giung2_ext.training.step import evaluate_sums
 
@@ -30,7 +28,7 @@ def evaluate_ticket(ckpt: str, split: str, data_root: str | None, batch_size: in
             f"{ckpt} was trained on images of {meta['image_shape']} in {meta['num_classes']} classes; "
             f"the {split} split has {list(examples.images.shape[1:])} in {source.num_classes}"
         )
-    precision = meta.get("precision", "float32")
+    precision = judged_in(meta.get("precision", "float32"))
     network = build_model(model.pop("name"), meta["num_classes"], precision, model)
     batches = resident.evaluation_batches(examples, batch_size)
     sums = jax.device_get(
@@ -40,14 +38,12 @@ def evaluate_ticket(ckpt: str, split: str, data_root: str | None, batch_size: in
     scores = {"accuracy": hits / seen, "loss": float(sums["loss"]) / seen, "seen": seen}
     shapes, uses = count_uses(network, meta["image_shape"])
     layers = {name: count for name, (count, _) in meta["layers"].items()}
-    _, flops = accounting.totals(accounting.layers(shapes, layers, uses), uses)
-    kept, prunable, total = meta["kept"], meta["prunable"], meta["parameters"]
+    weights, flops = accounting.totals(accounting.layers(shapes, layers, uses), uses)
     print(
         f"{ckpt} (ticket {ticket.digest[:16]}, step {meta['step']:,}): {meta['model']['name']} on "
         f"{meta['data']['name']} in {precision}\n"
         f"{split}: accuracy {100 * hits / seen:.2f}% ({hits:,} of {seen:,}), loss {scores['loss']:.4f}\n"
-        f"density: {kept / prunable:.4f} of the {prunable:,} prunable weights, "
-        f"{density_of_all(kept, prunable, total):.4f} of all {total:,} parameters\n"
-        f"{flops_text(flops._asdict())}"
+        f"{accounting.describe_weights(weights)}\n"
+        f"{accounting.describe_flops(flops)}"
     )
     return scores

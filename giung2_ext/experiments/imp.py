@@ -23,7 +23,7 @@ from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.experiments import setup as setups
 from giung2_ext.experiments.config import Config
 from giung2_ext.experiments.progress import Progress, clock, percent
-from giung2_ext.experiments.single import Run, density_text, result_of, settled, train
+from giung2_ext.experiments.single import Run, check_precision, density_text, result_of, settled, train
 from giung2_ext.storage import locks, paths, records
 
 ARMS = ("reinit",)  # controls: the ticket's masks on freshly initialised weights
@@ -171,6 +171,7 @@ class Story:
 def run_chain(config: Config, save: str) -> epath.Path:
     """The whole chain below `save`; what is finished is skipped, what was interrupted continues."""
     check_chain(config)
+    check_precision(config)
     folder = epath.Path(save)
     check_layout(config, folder)
     use_cpu_cores(config.chain.trials * (1 + len(config.chain.arms)))

@@ -61,6 +61,11 @@ def build_model(name: str, num_classes: int, precision: str, options: dict[str, 
     )
 
 
+def judged_in(precision: str) -> str:
+    """What a network trained in `precision` is evaluated in: nothing scales float16's activations there."""
+    return "float32" if precision == "float16" else precision
+
+
 def mixed_precision() -> str:
     """What `mixed_precision=true` means on this machine."""
     device = jax.devices()[0]
@@ -115,6 +120,8 @@ def check_config(config: Config) -> None:
     if config.seed is not None and not 0 <= config.seed < 2**32:
         raise Refusal(f"seed must be in 0..2**32 - 1, got {config.seed}")
     group = options_of(config, "model").get("group_size", 0)
+    if group < 0:
+        raise Refusal(f"config.model.group_size must be at least 0 (0: the whole batch), got {group}")
     if group and config.feed.batch_size % group:
         raise Refusal(
             f"batch_size {config.feed.batch_size} does not divide into BatchNorm groups of {group} "
@@ -135,8 +142,6 @@ def make_setup(config: Config, members: int) -> Setup:
         giung2_ext.methods, "method", config.method.name, **options_of(config, "method")
     )
     optim = config.optim
-    if method.pretrained and optim.ema is not None:
-        raise Refusal(f"config.optim.ema averages weights, and {config.method.name} trains none")
     optimizer = make_optimizer(optim.name, optim.momentum, optim.weight_decay, optim.global_clipping)
     rate = (
         schedules.constant(optim.lr) if optim.constant_lr else schedules.warmup_cosine(optim.lr, optim.ni)
@@ -153,7 +158,8 @@ def make_setup(config: Config, members: int) -> Setup:
         )
         for name in dict.fromkeys((config.evaluation.select_on, "test"))
     }
-    program = make_program(model, method, pair, feed, population)
+    judge = build_model(config.model.name, source.num_classes, judged_in(config.precision), options)
+    program = make_program(judge, method, pair, feed, population)
     data = population.share(feed.arrays)
     kinds = {"scaled": config.precision == "float16", "averaged": optim.ema is not None}
     begin = jax.jit(lambda *parts: make_state(method, optimizer, *parts, **kinds))

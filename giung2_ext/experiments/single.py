@@ -35,6 +35,14 @@ class Run(NamedTuple):
     config: Config  # with its seed
 
 
+def check_precision(config: Config) -> None:
+    if config.mixed_precision and config.precision is not None:
+        raise Refusal(
+            "--mixed_precision=true chooses a precision and "
+            f"config.precision={config.precision} names one: leave one of them out"
+        )
+
+
 def settled(folder: epath.Path, config: Config, seed: int | None = None) -> Config:
     """A copy with what is decided once for a run and recorded: its seed and its precision.
 
@@ -94,11 +102,11 @@ def train(
             }
             records.record_session(run.folder, recipe(run.config), session)
             counts = trees.named_leaves(masking.counts(setup.method.masks(state.trainable, state.method)))
-            _account(run.folder, {name: int(n) for name, n in counts.items() if n is not None}, setup)
+            _write_parameters(run.folder, {k: int(n) for k, n in counts.items() if n is not None}, setup)
         results = _train_from(runs, setup, starts, states_folder, progress, label)
         for run, result in zip(runs, results, strict=True):
             kept = {name: count for name, (count, _) in result["layers"].items()}
-            result["flops"] = _account(run.folder, kept, setup)
+            result["flops"] = _write_parameters(run.folder, kept, setup)._asdict()
             records.write_result(run.folder, result)
         for folder in (states_folder, *(run.folder / paths.STATES for run in runs)):
             StateStore(folder, 1).clear()
@@ -216,9 +224,10 @@ def _recover(store: StateStore, like: State, identity: list[Any], progress: Prog
 def _scores_line(label: str, step: int, scores: list[Scores], progress: Progress) -> str:
     parts = [f"{label}: step {step:,}"]
     trained = [member["train"] for member in scores if "train" in member]
-    if trained:
-        parts.append(f"loss {sum(train['loss'] for train in trained) / len(trained):.4f}")
-    for split in scores[0]:
+    losses = [train["loss"] for train in trained if "loss" in train]
+    if losses:
+        parts.append(f"loss {sum(losses) / len(losses):.4f}")
+    for split in (split for split in scores[0] if all("accuracy" in member[split] for member in scores)):
         parts.append(f"{split} {percent([member[split]['accuracy'] for member in scores])}")
     skipped = sum(train.get("skipped_steps", 0) for train in trained)
     if skipped:
@@ -235,28 +244,24 @@ def _diverged(run: Run, step: int) -> Failure:
     )
 
 
-def flops_text(flops: dict[str, int]) -> str:
-    return f"FLOPs of an image: {accounting.describe(accounting.Totals(**flops), 'in prunable layers')}"
-
-
-def _account(folder: epath.Path, kept: dict[str, int], setup: Setup) -> dict[str, int]:
-    """An image's FLOPs under masks that keep so many weights of each leaf; writes parameters.txt."""
+def _write_parameters(folder: epath.Path, kept: dict[str, int], setup: Setup) -> accounting.Totals:
+    """parameters.txt: every leaf with what masks keep of it, and what it costs; returns the FLOPs."""
     rows = accounting.layers(setup.shapes, kept, setup.uses)
     weights, flops = accounting.totals(rows, setup.uses)
     try:
         from clu import parameter_overview
     except ImportError:  # it is for reading, not for training
-        return flops._asdict()
+        return flops
     lines = [
         parameter_overview.make_table(
             rows, value_formatter=lambda v: f"{v:,}" if type(v) is int else str(v)
         ),
-        f"weights: {accounting.describe(weights, 'prunable')}",
-        flops_text(flops._asdict()),
+        accounting.describe_weights(weights),
+        accounting.describe_flops(flops),
         "kept is None where a leaf is not prunable; FLOPs are those of convolutions and matrix products",
     ]
     paths.write_bytes(folder / "parameters.txt", "\n".join([*lines, ""]).encode())
-    return flops._asdict()
+    return flops
 
 
 def density_text(result: dict[str, Any]) -> str:
@@ -266,6 +271,7 @@ def density_text(result: dict[str, Any]) -> str:
 def train_one(config: Config, save: str) -> dict[str, Any]:
     """What scripts/train.py does: one run in one folder."""
     folder = epath.Path(save)
+    check_precision(config)
     run = Run(folder, settled(folder, config))
     result = result_of(run)
     if result is not None:
@@ -287,16 +293,16 @@ def train_one(config: Config, save: str) -> dict[str, Any]:
 def summary(result: dict[str, Any], folder: epath.Path) -> str:
     """What was kept, how good it is and on what, what it costs, where it is."""
     select, best, last = result["selected_on"], result["scores"]["best"], result["scores"]["last"]
-    kept, prunable, total = result["kept"], result["prunable"], result["parameters"]
+    weights = accounting.totals_of(result["prunable"], result["kept"], result["parameters"])
+    flops = [accounting.describe_flops(accounting.Totals(**result["flops"]))] if "flops" in result else []
     return "\n".join(
         [
-            f"density {density_text(result)} of the prunable weights ({kept:,} of {prunable:,}), "
-            f"{masking.density_of_all(kept, prunable, total):.4f} of all {total:,} parameters",
+            accounting.describe_weights(weights),
+            *flops,
             f"best at step {result['best_step']:,} (chosen on {select}: "
             f"{percent([best[select]['accuracy']])}): test {percent([best['test']['accuracy']])}; "
             f"last: {select} {percent([last[select]['accuracy']])}, "
             f"test {percent([last['test']['accuracy']])}",
-            *([flops_text(result["flops"])] if "flops" in result else []),
             f"tickets: {folder / paths.BEST}, {folder / paths.LAST}",
         ]
     )

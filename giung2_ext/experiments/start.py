@@ -145,6 +145,8 @@ def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
         statistics = statistics | {"image_stats": matching.statistics["image_stats"]}
     masks = _choose(config, key, params, masks)
     state = setup.begin(key, params, masks, statistics)
+    if config.optim.ema is not None and jax.tree.structure(state.trainable) != jax.tree.structure(params):
+        raise Refusal(f"config.optim.ema averages weights, and {config.method.name} trains scores")
     lineage = {
         "seed": config.seed,
         "parents": parents,

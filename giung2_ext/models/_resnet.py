@@ -2,8 +2,8 @@
 
 Every convolution and normalisation is a child of the network itself, so leaves are `Conv_i` and
 `BatchNorm_i` in the order in which they are applied, the shortcut's after its block's: the order of
-torchvision too. Kernels are He normal (fan in, truncated), convolutions have no bias, the last scale
-of a block starts at 0. Strides are on the 3x3 convolution of a bottleneck (v1.5).
+torchvision too. Kernels are He normal (fan in, truncated), convolutions have no bias, with `zero_init`
+the last scale of a block starts at 0. Strides are on the 3x3 convolution of a bottleneck (v1.5).
 """
 
 from collections.abc import Sequence
@@ -86,10 +86,8 @@ class ResNet(nn.Module):
         return nn.relu(y + x)
 
 
-def check(name: str, depth: int, depths: Any, width: int, head: str, shortcut: str, padding: str) -> None:
+def check(name: str, width: int, head: str, shortcut: str, padding: str) -> None:
     """Options that make no network are refused before anything is built."""
-    if depth not in depths:
-        raise Refusal(f"{name} has depth {', '.join(map(str, depths))}; got {depth}")
     if width < 1:
         raise Refusal(f"{name} needs a width of at least 1, got {width}")
     for kind, value, known in (("head", head, HEADS), ("shortcut", shortcut, SHORTCUTS)):

@@ -29,6 +29,10 @@ class Conv(nn.Module):
             for _ in range(2):
                 x = nn.relu(nn.Conv(64 * 2**pair, (3, 3), kernel_init=glorot, dtype=self.dtype)(x))
             x = nn.max_pool(x, (self.pool, self.pool), (2, 2))
+        if not x.size:
+            raise Refusal(
+                f"{images.shape[1]}x{images.shape[2]} images are too small for conv of depth {self.depth}"
+            )
         x = x.reshape(x.shape[0], -1)
         for _ in range(2):
             x = nn.relu(nn.Dense(256, kernel_init=glorot, dtype=self.dtype)(x))

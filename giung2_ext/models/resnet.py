@@ -1,7 +1,7 @@
 """ResNet-18, 34, 50, 101 and 152 for ImageNet; with width 2, 50 and 101 are Wide ResNets.
 
 With the original suite's head (`zero`) ResNet-50 has 53 convolutions with 23,454,912 weights and
-25,556,032 parameters. `padding=torch` with `head=biased` is torchvision's network.
+25,556,032 parameters. `padding=torch` with `head=biased` is torchvision's architecture.
 """
 
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from giung2_ext.core.errors import Refusal
 from giung2_ext.models import _resnet
 
 BLOCKS = {
@@ -30,7 +31,9 @@ def build(
     zero_init: bool = True,
     group_size: int = 0,
 ) -> nn.Module:
-    _resnet.check("resnet", depth, BLOCKS, width, head, "projection", padding)
+    if depth not in BLOCKS:
+        raise Refusal(f"resnet has depth {', '.join(map(str, BLOCKS))}; got {depth}")
+    _resnet.check("resnet", width, head, "projection", padding)
     return _resnet.ResNet(
         num_classes=num_classes,
         blocks=BLOCKS[depth],

@@ -2,7 +2,8 @@
 
 `shortcut=pad` is the parameter-free one of He et al. 2016, `projection` that of the original suite.
 `planes` are the stem's channels and scale the whole network; `width` multiplies those of the stages
-alone. Lottery Jackpots' ResNet-32 is planes=32, shortcut=pad: 1,849,898 parameters with 10 classes.
+alone. Scales start at 1, as in He et al.; with `zero_init` the last of a block at 0, as in the original
+suite. Lottery Jackpots' ResNet-32 is planes=32, shortcut=pad: 1,849,898 parameters with 10 classes.
 """
 
 from typing import Any
@@ -30,7 +31,7 @@ def build(
         raise Refusal(f"resnet_cifar has depth 6n + 2: 20, 32, 44, 56, 110, …; got {depth}")
     if planes < 1:
         raise Refusal(f"resnet_cifar needs planes of at least 1, got {planes}")
-    _resnet.check("resnet_cifar", depth, (depth,), width, head, shortcut, padding)
+    _resnet.check("resnet_cifar", width, head, shortcut, padding)
     return _resnet.ResNet(
         num_classes=num_classes,
         blocks=((depth - 2) // 6,) * 3,

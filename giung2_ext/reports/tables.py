@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from giung2_ext.core.masks import density_of_all
+from giung2_ext.core import accounting
 
 Table = list[list[str]]  # the first row is the header
 
@@ -38,13 +38,14 @@ def chain_table(points: Sequence[Any]) -> Table:
         if not own:
             continue
         result = own[0].result
+        weights = accounting.totals_of(result["prunable"], result["kept"], result["parameters"])
         kept = sorted({p.result["kept"] for p in own})
         rows.append(
             [
                 f"{cycle:03d}",
                 "–".join(f"{k:,}" for k in dict.fromkeys([kept[0], kept[-1]])),
                 f"{own[0].density:.4f}",
-                f"{density_of_all(*(result[k] for k in ('kept', 'prunable', 'parameters'))):.4f}",
+                f"{weights.all_kept / weights.all:.4f}",
                 spread([p.accuracy("start") for p in own]),
                 spread([p.accuracy("best") for p in own]),
                 *(spread([p.accuracy("best") for p in here if p.arm == arm]) for arm in arms),

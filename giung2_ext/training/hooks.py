@@ -126,15 +126,16 @@ class Keeper:
 
     def _train_scores(self, i: int) -> dict[str, float]:
         """Member i's training scores since the last evaluation; float16 steps that overflowed are told."""
-        if self._train is None or not self._train.seen[i]:
+        if self._train is None:
             return {}
         seen, skipped = int(self._train.seen[i]), int(self._train.skipped[i])
-        scores = {
-            "accuracy": int(self._train.correct[i]) / seen,
-            "loss": float(self._train.loss[i]) / seen,
-            "seen": seen,
-        }
-        return scores | ({"skipped_steps": skipped} if skipped else {})
+        scores: dict[str, float] = {"skipped_steps": skipped} if skipped else {}
+        if seen:
+            scores |= {
+                "accuracy": int(self._train.correct[i]) / seen,
+                "loss": float(self._train.loss[i]) / seen,
+            }
+        return scores | {"seen": seen}
 
     def _consider(self, i: int, step: int, state: State, scores: Scores) -> None:
         hits = scores[self.select_on]["correct"]
@@ -195,7 +196,7 @@ class Keeper:
                 tickets.name_ticket(member.folder, paths.BEST, place)
         if notes["train"] is not None:
             stored = dict(zip(Metrics._fields, notes["train"], strict=False))
-            none = [0] * len(self.identity)  # for a field that was not there when it was saved
+            none = [0] * len(notes["identity"])  # for a field that was not there when it was saved
             self._train = Metrics._make(
                 np.asarray([stored.get(name, none)[row] for row in rows], zero.dtype)
                 for name, zero in jax.device_get(Metrics.zeros())._asdict().items()

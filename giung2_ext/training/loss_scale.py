@@ -38,20 +38,22 @@ def adjust(now: LossScale, finite: Array) -> LossScale:
     return LossScale(scale, jnp.where(finite & ~grown, now.good + 1, 0))
 
 
-def retry(attempt: Callable[[Array], Tree], now: LossScale) -> tuple[Tree, LossScale]:
-    """`attempt(scale)` with the scale halved until the gradients, its first part, are finite, or at 1.
+def retry(
+    attempt: Callable[[Array], Tree], finite: Callable[[Tree], Array], now: LossScale
+) -> tuple[Tree, LossScale]:
+    """`attempt(scale)` with the scale halved until its result is finite, or at 1.
 
     One traced copy of `attempt`; members of a population that are finite wait unchanged.
     """
     empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(attempt, now.scale))
 
     def overflowed(carry: tuple[Array, Array, Tree]) -> Array:
-        scale, finite, _ = carry
-        return ~finite & (scale > 1)
+        scale, done, _ = carry
+        return ~done & (scale > 1)
 
     def again(carry: tuple[Array, Array, Tree]) -> tuple[Array, Array, Tree]:
         result = attempt(carry[0] / 2)
-        return carry[0] / 2, all_finite(result[0]), result
+        return carry[0] / 2, finite(result), result
 
     scale, _, result = jax.lax.while_loop(overflowed, again, (now.scale * 2, jnp.bool(False), empty))
     return result, LossScale(scale, jnp.where(scale < now.scale, 0, now.good))

@@ -2,7 +2,8 @@
 
 Made once per recipe and reused by every cycle of a chain: nothing about a cycle (masks, counts,
 densities, chunk lengths) is baked in, so no cycle recompiles. The step count is a host number that
-all members of a population share; the programs take the rest of the state with a member axis.
+all members of a population share; the programs take the rest of the state with a member axis. `judge` is
+the network as it is evaluated.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +36,7 @@ class Program(NamedTuple):
 
 
 def make_program(
-    model: nn.Module,
+    judge: nn.Module,
     method: Method,
     steps: tuple[Callable[..., Any], Callable[..., Any]],
     feed: Feed,
@@ -75,7 +76,7 @@ def make_program(
         return method.weights(trainable, member.method), masks, statistics
 
     def evaluate(network: tuple[Tree, Tree], batches: Mapping[str, Array]) -> Mapping[str, Array]:
-        return evaluate_sums(model, *network, batches)
+        return evaluate_sums(judge, *network, batches)
 
     compiled_chunk = population.compile(chunk, donate=True)
     compiled_update = population.compile(update, donate=True)

@@ -163,14 +163,17 @@ def make_step(
             slices, pair_with = (groups, offset) if paired else (micro_batches, None)
             return gradients(weights, state.statistics, batch, slices, pair_with, scale)
 
+        def is_finite(result: Tree) -> Array:
+            return loss_scale.all_finite(result[0][0] if paired else result[0])  # without the penalty
+
         now = state.loss_scale
         if now is None:
             return attempt(None), jnp.bool(True), None
         if due:
-            result, now = loss_scale.retry(attempt, now)
+            result, now = loss_scale.retry(attempt, is_finite, now)
         else:
             result = attempt(now.scale)
-        finite = loss_scale.all_finite(result[0])
+        finite = is_finite(result)
         return result, finite, loss_scale.adjust(now, finite)
 
     def run(due: bool, state: State, batch: Batch) -> tuple[State, Metrics]:
