@@ -29,7 +29,7 @@ def test_a_method_runs_in_the_plain_loop_of_the_readme():
 
 
 def test_no_number_is_missing():
-    assert not re.search(r"MEASURED|NEWEST|TODO", README)
+    assert not re.search(r"MEASURED|NEWEST|TODO|^BENCHMARKS", README, re.MULTILINE)
 
 
 def test_the_commands_name_scripts_and_configs_that_exist():
