@@ -214,7 +214,8 @@ def make_step(
         )
         if average is not None:
             part = averaged_part(trainable, statistics)
-            mix = lambda a, p: average * a + (1 - average) * p  # noqa: E731
+            # the barrier keeps a multiply-add from being fused in one program and not in another
+            mix = lambda a, p: a + jax.lax.optimization_barrier((1 - average) * (p - a))  # noqa: E731
             new = new.replace(average=jax.tree.map(mix, state.average, part))
         return settle(due, state, new, finite, sums)
 
