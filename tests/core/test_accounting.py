@@ -244,8 +244,10 @@ def test_sparse_flops_are_two_for_each_use_of_each_kept_weight():
 
 
 def test_a_description_names_both_denominators():
-    text = accounting.describe(accounting.Totals(2000, 500, 4000, 2500), "prunable")
-    assert text == "500 of 2,000 prunable (0.2500), 2,500 of all 4,000 (0.6250)"
+    half = accounting.totals_of(2000, 500, 4000)
+    left = "500 of 2,000 {} (0.2500), 2,500 of all 4,000 (0.6250)"
+    assert accounting.describe_weights(half) == "weights: " + left.format("prunable")
+    assert accounting.describe_flops(half) == "FLOPs of an image: " + left.format("in prunable layers")
 
 
 def test_the_compiler_counts_the_same():

@@ -148,6 +148,11 @@ def test_an_unknown_precision_is_refused_with_those_that_are_known(train, tmp_pa
     assert not (tmp_path / "run" / records.CONFIG).exists()
 
 
+def test_a_precision_is_not_named_twice(train, tmp_path):
+    with pytest.raises(Refusal, match=r"--mixed_precision=true .* config\.precision=float16 .* leave one"):
+        train(tmp_path / "run", *RUN, "--mixed_precision=true", "--config.precision=float16")
+
+
 @pytest.mark.parametrize("decay", ["0", "1", "-0.1", "1.5", "nan"])
 def test_a_decay_that_averages_nothing_is_refused(decay, train, tmp_path):
     with pytest.raises(Refusal, match=rf"config\.optim\.ema must be in \(0, 1\), got {decay}"):
@@ -263,13 +268,26 @@ def test_a_deep_float16_network_is_not_lost_to_an_evaluation_with_fresh_statisti
     assert np.isfinite(result["scores"]["last"]["test"]["loss"])
 
 
-def test_a_kept_ticket_holds_averaged_weights(half, train, tmp_path):
+def test_a_kept_ticket_holds_the_average_of_what_the_run_went_through(half, train, tmp_path, monkeypatch):
     folder, _ = half
-    train(tmp_path / "live", *RUN, *SPARSE, "--config.precision=float16")
-    averaged, live = (read_ticket(f / "last.ckpt") for f in (folder, tmp_path / "live"))
-    assert averaged.meta["mask_digest"] == live.meta["mask_digest"]
-    pairs = zip(jax.tree.leaves(averaged.params), jax.tree.leaves(live.params), strict=True)
-    assert all(np.any(a != b) for a, b in pairs)
+    monkeypatch.setattr(loss_scale, "START", loss_scale.MOST)  # the same run but for the average
+    flags = (
+        *RUN,
+        *SPARSE,
+        "--config.precision=float16",
+        "--periodic_ckpt=true",
+        "--config.tickets.every=1",
+    )
+    train(tmp_path / "live", *flags)
+    live = [read_ticket(tmp_path / f"live/iter_{step:06d}.ckpt") for step in range(31)]
+    average, before = live[0].params, live[0].params
+    for now in (ticket.params for ticket in live[1:]):
+        if not jax.tree.all(jax.tree.map(np.array_equal, before, now)):  # else the step was skipped
+            average = jax.tree.map(lambda a, p: 0.8 * a + 0.2 * p, average, now)
+        before = now
+    averaged = read_ticket(folder / "last.ckpt")
+    assert averaged.meta["mask_digest"] == live[-1].meta["mask_digest"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), averaged.params, average)
 
 
 # --- what it costs -----------------------------------------------------------------------------------
