@@ -189,7 +189,7 @@ def test_evaluating_a_ticket_gives_the_number_that_the_run_recorded(train, tmp_p
         scores = evaluate.evaluate_ticket(str(tmp_path / "run" / name), "test", None, 64)
         assert scores["accuracy"] == result["scores"][when]["test"]["accuracy"]
         assert scores["seen"] == 397
-    assert "1.0000 of the 50,200 prunable weights" in capsys.readouterr().out
+    assert "50,200 of 50,200 prunable (1.0000)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("config", ["rigl", "jackpots"])
