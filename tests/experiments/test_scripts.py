@@ -50,7 +50,7 @@ def test_the_whole_story_is_told_once_and_quietly(script, tmp_path):
     assert [line for line in again.stdout.splitlines() if line.startswith("|")] == table
     judged = script("evaluate", "--ckpt=digits/trial_0/002/best_acc.ckpt", "--split=test")
     assert judged.returncode == 0, judged.stderr
-    assert "0.6400 of the 50,200 prunable weights" in judged.stdout
+    assert "32,128 of 50,200 prunable (0.6400)" in judged.stdout
 
 
 def test_the_digits_chain_tells_the_story_of_the_tickets(script, tmp_path):
