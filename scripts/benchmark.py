@@ -58,7 +58,7 @@ def run(name, smoke, repeats):
     ours = next(iter(contenders))
     ratios = {rival: middle[rival] / middle[ours] for rival in contenders if rival != ours}
     met = {rival: {"aim": aim, "met": ratios[rival] >= aim} for rival, aim in aims.items()}
-    print(benchmark.__doc__.splitlines()[0])
+    print(f"{'SMOKE, a small problem. ' if smoke else ''}{benchmark.__doc__.splitlines()[0]}")
     print(f"{'':<28} {'median s':>10} {unit + '/s':>14} {'ratio':>8}  aim")
     for contender in contenders:
         ratio = f"{ratios[contender]:.3f}" if contender in ratios else "1"

@@ -28,7 +28,8 @@ def evaluate_ticket(ckpt: str, split: str, data_root: str | None, batch_size: in
             f"{ckpt} was trained on images of {meta['image_shape']} in {meta['num_classes']} classes; "
             f"the {split} split has {list(examples.images.shape[1:])} in {source.num_classes}"
         )
-    precision = judged_in(meta.get("precision", "float32"))
+    trained_in = meta.get("precision", "float32")
+    precision = judged_in(trained_in)
     network = build_model(model.pop("name"), meta["num_classes"], precision, model)
     batches = resident.evaluation_batches(examples, batch_size)
     sums = jax.device_get(
@@ -41,7 +42,7 @@ def evaluate_ticket(ckpt: str, split: str, data_root: str | None, batch_size: in
     weights, flops = accounting.totals(accounting.layers(shapes, layers, uses), uses)
     print(
         f"{ckpt} (ticket {ticket.digest[:16]}, step {meta['step']:,}): {meta['model']['name']} on "
-        f"{meta['data']['name']} in {precision}\n"
+        f"{meta['data']['name']} in {precision} (trained in {trained_in})\n"
         f"{split}: accuracy {100 * hits / seen:.2f}% ({hits:,} of {seen:,}), loss {scores['loss']:.4f}\n"
         f"{accounting.describe_weights(weights)}\n"
         f"{accounting.describe_flops(flops)}"

@@ -125,7 +125,7 @@ def check_config(config: Config) -> None:
     if group and config.feed.batch_size % group:
         raise Refusal(
             f"batch_size {config.feed.batch_size} does not divide into BatchNorm groups of {group} "
-            "(config.model.group_size)"
+            "(config.model.group_size; 0 is the whole batch)"
         )
     if config.evaluation.select_on == "train":
         raise Refusal("config.evaluation.select_on must be a split that is not trained on")

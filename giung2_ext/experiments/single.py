@@ -17,7 +17,7 @@ from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Failure, Refusal
 from giung2_ext.experiments.config import Config, recipe, with_defaults
 from giung2_ext.experiments.progress import Progress, percent
-from giung2_ext.experiments.setup import Setup, Setups, mixed_precision
+from giung2_ext.experiments.setup import Setup, Setups, check_config, mixed_precision
 from giung2_ext.experiments.start import check_start, start_state
 from giung2_ext.storage import locks, paths, records, tickets
 from giung2_ext.storage.checkpoints import StateStore
@@ -258,7 +258,7 @@ def _write_parameters(folder: epath.Path, kept: dict[str, int], setup: Setup) ->
         ),
         accounting.describe_weights(weights),
         accounting.describe_flops(flops),
-        "kept is None where a leaf is not prunable; FLOPs are those of convolutions and matrix products",
+        "Kept is None where a leaf is not prunable; FLOPs are those of convolutions and matrix products",
     ]
     paths.write_bytes(folder / "parameters.txt", "\n".join([*lines, ""]).encode())
     return flops
@@ -273,6 +273,7 @@ def train_one(config: Config, save: str) -> dict[str, Any]:
     folder = epath.Path(save)
     check_precision(config)
     run = Run(folder, settled(folder, config))
+    check_config(run.config)
     result = result_of(run)
     if result is not None:
         print(f"{folder}: already finished, nothing to do")

@@ -310,3 +310,17 @@ def test_the_published_cifar10_has_its_published_splits_classes_mean_and_deviati
         mean = (share * levels).sum()
         assert round(mean, 4) == source.mean[channel]
         assert round((share * (levels - mean) ** 2).sum() ** 0.5, 4) == source.std[channel]
+
+
+def test_one_mean_serves_all_channels_and_one_in_the_wrong_units_is_refused(tmp_path):
+    draw = np.random.default_rng(0)
+    for split in ("train", "test"):
+        np.save(tmp_path / f"{split}_images.npy", draw.integers(0, 256, (20, 4, 4, 3), dtype=np.uint8))
+        np.save(tmp_path / f"{split}_labels.npy", draw.integers(0, 2, 20))
+    options = dict(root=str(tmp_path), num_classes=2, holdout=5)
+    source = discovery.build(giung2_ext.data.sources, "data source", "arrays", **options, mean=(0.4,))
+    assert source.mean == (0.4, 0.4, 0.4)
+    assert source.std == (1.0, 1.0, 1.0)
+    for mean, told in (((127.0,), "of pixels / 255"), ((0.4, 0.4), "1 or 3 values")):
+        with pytest.raises(Refusal, match=told):
+            discovery.build(giung2_ext.data.sources, "data source", "arrays", **options, mean=mean)

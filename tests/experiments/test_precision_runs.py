@@ -251,7 +251,7 @@ def test_a_float16_ticket_is_judged_in_float32_and_gives_the_runs_own_numbers(ha
         assert scores["accuracy"] == own["accuracy"]
         assert scores["loss"] == pytest.approx(own["loss"], rel=1e-6)
     said = capsys.readouterr().out
-    assert said.count("lenet on digits in float32\n") == 2
+    assert said.count("lenet on digits in float32 (trained in float16)\n") == 2
     assert f"{ticket.meta['kept'] * 2:,} of 98,400 in prunable layers (0.1000)" in said
 
     older = {key: v for key, v in ticket.meta.items() if key not in ("precision", "digest")}

@@ -34,8 +34,15 @@ def build(
     shapes = {name: split.images.shape[1:] for name, split in splits.items()}
     if len(set(shapes.values())) > 1:
         raise Refusal(f"the images in {root} must have one shape, got {shapes}")
-    if not len(mean) == len(std) == shapes["train"][-1]:
-        raise Refusal(f"config.data.mean and .std need {shapes['train'][-1]} channels, got {mean}, {std}")
+    channels = shapes["train"][-1]
+    mean, std = (tuple(v) * channels if len(v) == 1 else tuple(v) for v in (mean, std))
+    if not len(mean) == len(std) == channels:
+        raise Refusal(
+            f"config.data.mean and .std need 1 or {channels} values, one a channel, got {mean}, {std} "
+            "(of pixels / 255 for uint8 images)"
+        )
+    if splits["train"].images.dtype == np.uint8 and max(map(abs, mean)) > 1:
+        raise Refusal(f"config.data.mean is of pixels / 255 for uint8 images: in 0..1, got {mean}")
     if "validation" in splits and holdout:
         raise Refusal(f"{root} has a validation split: config.data.holdout must be 0, got {holdout}")
     if "validation" not in splits:
@@ -47,7 +54,7 @@ def build(
             )
         splits["train"] = Split(train.images[:-holdout], train.labels[:-holdout])
         splits["validation"] = Split(train.images[-holdout:], train.labels[-holdout:])
-    return Source(splits, num_classes, tuple(mean), tuple(std))
+    return Source(splits, num_classes, mean, std)
 
 
 def _read(root: epath.Path, name: str) -> tuple[np.ndarray, np.ndarray] | None:
