@@ -142,7 +142,7 @@ class MetricsLog:
     def write(self, rows: list[dict[str, Any]]) -> None:
         if self.events is not None:
             for row in rows:
-                for name in ("accuracy", "loss"):
+                for name in {"accuracy", "loss"} & row.keys():  # neither if all steps were skipped
                     self.events.add_scalar(f"{row['split']}/{name}", row[name], row["step"])
             self.events.flush()
         new = "".join(json.dumps(row) + "\n" for row in rows)

@@ -236,7 +236,7 @@ def settle(
     still = old.replace(step=new.step, loss_scale=new.loss_scale)
     new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, still)
     exhausted = jnp.bool(True) if due else old.loss_scale.scale < 2  # the next scale would be below 1
-    hopeless = jnp.where(finite, bad, exhausted)
+    hopeless = bad | (~finite & exhausted)  # no scale mends a loss that is not finite
     counted = Metrics(loss, hits, count, jnp.where(hopeless, old.step, jnp.int32(-1)), jnp.int32(0))
     skipped = Metrics.zeros()._replace(bad_step=counted.bad_step, skipped=jnp.int32(1))
     return new, jax.tree.map(lambda c, s: jnp.where(finite, c, s), counted, skipped)

@@ -2,7 +2,7 @@
 
 Rivals get the magnitudes flat and give the same mask: a full argsort whose first k places are set, and
 every score from the k-th largest up, where that is found by `jax.lax.top_k` (the original suite's rule,
-which keeps all ties), by `jnp.sort`, or on a CPU by `numpy.partition`. No two weights tie at this cut.
+which keeps all ties), by `jnp.sort`, or on a CPU by `numpy.partition`. The cut is where no tie is split.
 """
 
 import jax
@@ -24,9 +24,10 @@ def make(smoke):
     dense = masks.dense(params, "conv")
     weights = [leaf for leaf, mask in zip(*map(leaves, (params, dense)), strict=True) if mask is not None]
     size = sum(leaf.size for leaf in weights)
-    k = keep_count(0.8, size)
     flat = jax.block_until_ready(jnp.concatenate([jnp.abs(leaf).reshape(-1) for leaf in weights]))
     host = np.asarray(flat)
+    cut = size - keep_count(0.8, size)
+    k = int((host >= np.partition(host, cut)[cut]).sum())  # with all ties, so that no rival must cut them
 
     ours = jax.jit(criteria.prune_magnitude)
     by_argsort = jax.jit(lambda x: jnp.zeros(size, bool).at[jnp.argsort(-x, stable=True)[:k]].set(True))
