@@ -11,6 +11,7 @@ import giung2_ext.methods
 import giung2_ext.models
 from giung2_ext.core import allocate, criteria, discovery, schedules, select, trees
 from giung2_ext.core import masks as masking
+from giung2_ext.training import loop
 from giung2_ext.training import state as states
 from giung2_ext.training.optimizers import make_optimizer
 from giung2_ext.training.step import make_step
@@ -143,3 +144,22 @@ def make_bench(
     schedule = rate if callable(rate) else schedules.constant(rate)
     pair = make_step(network, method, optimizer, schedule, **step)
     return Bench(network, method, state, *map(jax.jit, pair), chosen)
+
+
+class Stopped(Exception):
+    """A process that died."""
+
+
+def dying_at(step):
+    """A `run_loop` that dies, as far as the run can tell, when metrics of `step` come in."""
+    whole = loop.run_loop
+
+    def dying(*args, on_metrics, **options):
+        def watch(now, metrics):
+            if now >= step:
+                raise Stopped
+            on_metrics(now, metrics)
+
+        return whole(*args, on_metrics=watch, **options)
+
+    return dying

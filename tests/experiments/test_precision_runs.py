@@ -8,7 +8,7 @@ import types
 import jax
 import numpy as np
 import pytest
-from fakes import REPOSITORY
+from fakes import REPOSITORY, Stopped, dying_at
 
 from giung2_ext.core import accounting
 from giung2_ext.core.errors import Refusal
@@ -16,7 +16,7 @@ from giung2_ext.experiments import command, evaluate, setup, single
 from giung2_ext.experiments.flags import parse
 from giung2_ext.storage import records
 from giung2_ext.storage.tickets import read_ticket, write_ticket
-from giung2_ext.training import loop, loss_scale
+from giung2_ext.training import loss_scale
 
 DIGITS = f"--config={REPOSITORY / 'configs/imp/digits.py'}:smoke"
 RUN = (DIGITS, "--seed=5", "--optim_ni=30", "--config.evaluation.every=10",
@@ -66,24 +66,9 @@ def plain(finished_plain, tmp_path):
     return shutil.copytree(finished_plain[0], tmp_path / "plain", symlinks=True), finished_plain[1]
 
 
-class Stopped(Exception):
-    pass
-
-
 def cut(train, folder, step, *flags):
-    """A run that dies, as far as it can tell, when metrics of `step` come in."""
-    whole = loop.run_loop
-
-    def dying(*args, on_metrics, **options):
-        def watch(now, metrics):
-            if now >= step:
-                raise Stopped
-            on_metrics(now, metrics)
-
-        return whole(*args, on_metrics=watch, **options)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(single, "run_loop", dying)
+        patch.setattr(single, "run_loop", dying_at(step))
         with pytest.raises(Stopped):
             train(folder, *flags)
 

@@ -5,14 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
-from fakes import REPOSITORY
+from fakes import REPOSITORY, Stopped, dying_at
 
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Failure, Refusal
 from giung2_ext.experiments import evaluate
 from giung2_ext.storage import records
 from giung2_ext.storage.tickets import read_ticket
-from giung2_ext.training import loop
 
 DIGITS = f"--config={REPOSITORY / 'configs/imp/digits.py'}:smoke"
 RUN = (
@@ -27,23 +26,8 @@ RIGL = ("--config.method.name=rigl", "--config.method.every=4", "--config.method
 STATES = ("--config.placement.save_every_steps=5",)
 
 
-class Stopped(Exception):
-    pass
-
-
 def stop_at(monkeypatch, step):
-    """The process dies, as far as the run can tell, when metrics of `step` come in."""
-    whole = loop.run_loop
-
-    def dying(*args, on_metrics, **options):
-        def watch(now, metrics):
-            if now >= step:
-                raise Stopped
-            on_metrics(now, metrics)
-
-        return whole(*args, on_metrics=watch, **options)
-
-    monkeypatch.setattr("giung2_ext.experiments.single.run_loop", dying)
+    monkeypatch.setattr("giung2_ext.experiments.single.run_loop", dying_at(step))
 
 
 @pytest.mark.parametrize("saves", [STATES, ()], ids=["from a state", "from the start"])
