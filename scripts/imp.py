@@ -5,14 +5,17 @@ DIR/report. The same command again continues where it was stopped.
 """
 
 from giung2_ext.experiments import command, imp
-from giung2_ext.experiments.flags import ORIGINAL_FLAGS
+from giung2_ext.experiments.flags import FLAGS as TRAIN_FLAGS
 from giung2_ext.reports import chain
+from giung2_ext.training import processes
 
-FLAGS = ORIGINAL_FLAGS | {"pruning_ratio": "chain.pruning_ratio"}
+FLAGS = TRAIN_FLAGS | {"pruning_ratio": "chain.pruning_ratio"}
 
 
 def main(config, save):
-    chain.write_report(imp.run_chain(config, save))
+    folder = imp.run_chain(config, save)
+    if processes.first():
+        chain.write_report(folder)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ OWN = {
     "seed": "0",
     "config": "configs/imp/digits.py",
     "within": None,
-    "save_every_steps": "400",
+    "save_every": "400",
 }
 
 
@@ -49,7 +49,7 @@ def main():
     imp = pathlib.Path(__file__).with_name("imp.py")
 
     def chain(folder: pathlib.Path) -> list[str]:
-        saves = f"--config.placement.save_every_steps={given['save_every_steps']}"
+        saves = f"--save_every={given['save_every']}"
         return [
             sys.executable,
             str(imp),

@@ -8,12 +8,21 @@ class Refusal(Exception):
     """Bad input or a bad environment. Scripts print its message alone and exit with its status."""
 
     status = 2
+    agreed = False
+    """Whether every process of the job raises it: then the first one says it, and all leave together"""
 
 
 class Failure(Refusal):
     """Something went wrong while running: a loss that is not finite, a full disk."""
 
     status = 1
+
+
+class Preempted(Refusal):
+    """The run was told to stop and has saved its state: nothing is wrong, the same command goes on."""
+
+    status = 75  # EX_TEMPFAIL: try again
+    agreed = True
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

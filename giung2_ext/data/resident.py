@@ -27,7 +27,7 @@ def _draw(key: Array, use: int, number: Array) -> Array:
 
 
 class Feed(NamedTuple):
-    arrays: dict[str, Array]
+    arrays: dict[str, np.ndarray]
     """What the compiled step is given: the whole split."""
     steps_per_epoch: int
     order: Callable[[Array, Array], Array]
@@ -53,20 +53,23 @@ def make_feed(split: Split, batch_size: int, augment: str = "none") -> Feed:
         valid = jnp.ones(batch_size, bool)
         return {"images": images, "labels": arrays["labels"][rows], "valid": valid}
 
-    arrays = {"images": jnp.asarray(split.images), "labels": jnp.asarray(split.labels)}
+    arrays = {"images": split.images, "labels": split.labels}
     return Feed(arrays, per_epoch, order, batch)
 
 
-def evaluation_batches(split: Split, batch_size: int) -> dict[str, Array]:
-    """The whole split as (batches, batch_size, ...), the last batch padded; `valid` marks the real."""
+def evaluation_batches(split: Split, batch_size: int, multiple: int = 1) -> dict[str, np.ndarray]:
+    """The whole split as (batches, rows, ...), the last batch padded; `valid` marks the real.
+
+    Rows are `batch_size`, or the size of a smaller split, rounded up to a `multiple` (of devices).
+    """
     size = len(split.labels)
-    batch_size = min(batch_size, size)
+    batch_size = -(-min(batch_size, size) // multiple) * multiple
     batches = -(-size // batch_size)
     padding = batches * batch_size - size
 
-    def cut(array: np.ndarray) -> Array:
+    def cut(array: np.ndarray) -> np.ndarray:
         padded = np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
-        return jnp.asarray(padded.reshape(batches, batch_size, *array.shape[1:]))
+        return padded.reshape(batches, batch_size, *array.shape[1:])
 
     return {
         "images": cut(split.images),

@@ -5,12 +5,20 @@ import inspect
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable
+
+import jax
 
 from giung2_ext.core.errors import Failure, Refusal
 from giung2_ext.experiments import flags
 from giung2_ext.experiments.config import Config
+from giung2_ext.training import processes
 
+LOST = (
+    "if it speaks of a closed connection or of a barrier, another process of the job has ended: see what "
+    "that one says. Start the same command in all of them to go on from the newest saved state"
+)
 NOT_A_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -19,7 +27,7 @@ def guarded(work: Callable[[], None]) -> None:
     try:
         work()
     except Refusal as error:
-        _leave(str(error), error.status)
+        _leave(str(error), error.status, error.agreed)
     except KeyboardInterrupt:
         _leave("interrupted; the same command goes on from the newest saved state", 130)
     except OSError as error:
@@ -38,17 +46,33 @@ def guarded(work: Callable[[], None]) -> None:
             _leave(f"not a folder to write to ({reason}){place}", Refusal.status)
         hint = "what was saved before is whole; mend that and run the same command again"
         _leave(f"cannot read or write ({reason}){place}; {hint}", Failure.status)
+    except Exception as error:
+        if not processes.joined():
+            raise
+        traceback.print_exc()
+        _leave(f"{type(error).__name__}; {LOST}", Failure.status)
 
 
-def _leave(message: str, status: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
+def _leave(message: str, status: int, agreed: bool = False) -> None:
+    """Says what is wrong and ends; a process whose others go on does not wait for them."""
+    if processes.first():
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    elif not agreed:
+        print(f"error in process {jax.process_index()}: {message}", file=sys.stderr, flush=True)
+    _end(status, agreed)
+
+
+def _end(status: int, agreed: bool) -> None:
+    if processes.joined() and not agreed:
+        sys.stdout.flush()
+        os._exit(status)  # at an orderly exit it would wait for the others
     raise SystemExit(status)
 
 
 def train_command(
     main: Callable[[Config, str], None],
     doc: str | None,
-    table: dict[str, str] = flags.ORIGINAL_FLAGS,
+    table: dict[str, str] = flags.FLAGS,
 ) -> None:
     """A script that trains: takes the config's flags and --save=DIR, which it needs."""
     default = pathlib.Path(inspect.getfile(main)).resolve().parents[1] / "configs/imagenet2012.py"
@@ -64,6 +88,8 @@ def train_command(
         config, given = flags.parse(arguments, own, str(default), table)
         if not given["save"]:
             raise Refusal("--save=DIR is required")
+        processes.connect(config.placement.distributed, config.placement.lost_after)
+        processes.listen()
         main(config, given["save"])
 
     guarded(work)

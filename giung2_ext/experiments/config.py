@@ -92,9 +92,13 @@ def default_config() -> Config:
     c.placement.num_workers = 32  # for data that is streamed; resident data needs neither
     c.placement.prefetch_factor = 2
     c.placement.log_every = 100  # steps between progress updates, and the longest chunk
-    c.placement.save_every_steps = 0  # resumable states; 0: by seconds alone
-    c.placement.save_every_seconds = 300.0
+    c.placement.save_every = "300s"  # resumable states: 1000 (steps), 300s, 1000,300s or never
     c.placement.keep_states = 2
+    c.placement.mesh = config_dict.placeholder(str)  # data:8 or data:4,fsdp:2; all devices on data
+    c.placement.grad_accum = "1"  # micro-batches of a batch; auto: as few as fit in memory
+    c.placement.distributed = "auto"  # auto | on | off: be one of several processes
+    c.placement.lost_after = 30  # seconds without a heartbeat until a process is given up, and the job
+    c.placement.stalled_after = 1800.0  # seconds without progress of such a job; 0: wait for ever
     c.placement.population = "auto"  # auto | map | vmap
     c.placement.tensorboard = False  # event files too; needs the extra of that name
     return c.lock()

@@ -37,7 +37,7 @@ def evaluate_ticket(ckpt: str, split: str, data_root: str | None, batch_size: in
     )
     seen, hits = int(sums["seen"]), int(sums["correct"])
     scores = {"accuracy": hits / seen, "loss": float(sums["loss"]) / seen, "seen": seen}
-    shapes, uses = count_uses(network, meta["image_shape"])
+    shapes, _, uses = count_uses(network, meta["image_shape"])
     layers = {name: count for name, (count, _) in meta["layers"].items()}
     weights, flops = accounting.totals(accounting.layers(shapes, layers, uses), uses)
     print(

@@ -31,6 +31,10 @@ ORIGINAL_FLAGS = {
     "periodic_ckpt": "tickets.periodic",
     "mixed_precision": "mixed_precision",
 }
+PLACEMENT_FLAGS = {
+    name: f"placement.{name}" for name in ("mesh", "grad_accum", "distributed", "save_every")
+}
+FLAGS = ORIGINAL_FLAGS | PLACEMENT_FLAGS
 TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 CONTINUATION = "if a command spans lines, every line but the last must end in a backslash"
 
@@ -130,7 +134,7 @@ def parse(
     arguments: list[str],
     extra: dict[str, str | None],
     default_config: str,
-    table: dict[str, str] = ORIGINAL_FLAGS,
+    table: dict[str, str] = FLAGS,
 ) -> tuple[Config, dict[str, str | None]]:
     """The completed, locked config and the values of the script's own flags (`extra`: defaults)."""
     words = split(arguments)
@@ -175,7 +179,7 @@ def parse_own(arguments: list[str], own: dict[str, str | None]) -> dict[str, str
     return {n: _value(n, words[n], False) if n in words else v for n, v in own.items()}
 
 
-def usage(doc: str, extra: dict[str, str | None], table: dict[str, str] = ORIGINAL_FLAGS) -> str:
+def usage(doc: str, extra: dict[str, str | None], table: dict[str, str] = FLAGS) -> str:
     """What --help prints: the script's own flags, every field and the original flag that sets it."""
     short = {field: f"--{flag}" for flag, field in table.items()}
     lines = [doc.strip(), "", "  --config=FILE[:ARG,…]  (default: configs/imagenet2012.py)"]

@@ -9,6 +9,7 @@ new mask (Frankle et al. 2020, https://arxiv.org/abs/1912.05671). Every run is t
     SAVE/[trial_i/]000, 001, …   the tickets           SAVE/[trial_i/]ARM/001…  the arm's cycles
 """
 
+import contextlib
 import hashlib
 import os
 import time
@@ -23,8 +24,17 @@ from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.experiments import setup as setups
 from giung2_ext.experiments.config import Config
 from giung2_ext.experiments.progress import Progress, clock, percent
-from giung2_ext.experiments.single import Run, check_precision, density_text, result_of, settled, train
+from giung2_ext.experiments.single import (
+    Run,
+    check_precision,
+    check_shared,
+    density_text,
+    results_of,
+    settled,
+    train,
+)
 from giung2_ext.storage import locks, paths, records
+from giung2_ext.training import processes
 
 ARMS = ("reinit",)  # controls: the ticket's masks on freshly initialised weights
 
@@ -125,7 +135,7 @@ class Story:
 
     def stage(self, name: str, runs: Sequence[Run]) -> None:
         """Trains what is unfinished of one stage and says how it went."""
-        results = [result_of(run) for run in runs]
+        results = results_of(runs)
         missing = [run for run, result in zip(runs, results, strict=True) if result is None]
         steps = runs[0].config.optim.ni
         began = time.monotonic()
@@ -133,7 +143,7 @@ class Story:
             solo = len(runs) == 1
             states = runs[0].folder / paths.STATES if solo else self.save / paths.CHAIN_STATES / name
             train(missing, self.setups, states, self.progress, name, self.held)
-            results = [records.read_result(run.folder) for run in runs]
+            results = results_of(runs)
             spent = f"{clock(time.monotonic() - began)}, {self.progress.left()} left"
         else:
             self.progress.done += steps
@@ -173,23 +183,31 @@ def run_chain(config: Config, save: str) -> epath.Path:
     check_chain(config)
     check_precision(config)
     folder = epath.Path(save)
-    check_layout(config, folder)
-    use_cpu_cores(config.chain.trials * (1 + len(config.chain.arms)))
-    chains = plan_chains(config, folder)
+    members = config.chain.trials * (1 + len(config.chain.arms))
+    use_cpu_cores(members)
+    check_shared(folder)
+    processes.agree(lambda: check_layout(config, folder))
     config = config.copy_and_resolve_references()
+    if members > 1:
+        if config.placement.mesh is not None:
+            raise Refusal(
+                f"--mesh={config.placement.mesh}: the {members} members of this chain (trials and "
+                "arms) have a device each; cut one over several with --config.chain.trials=1 and no arms"
+            )
+        config.placement.mesh = setups.TOGETHER
+    chains = plan_chains(config, folder)
     config.precision = rewind_run(config, chains[0]).config.precision  # one for the whole chain
     setups.check_config(config)
     story = Story(config, folder, chains)
-    devices = jax.devices()
-    print(
+    story.progress.line(
         f"imp · {config.model.name} on {config.data.name} · rewind point {config.chain.rewind_ni:,} steps, "
         f"dense cycle and {config.chain.cycles} cycles of {config.optim.ni:,} keeping "
         f"{config.chain.pruning_ratio:g} · {config.chain.trials} trial(s)"
         f"{''.join(f' + {arm}' for arm in config.chain.arms)} · seed {chains[0].seed} · "
-        f"{config.precision} on {len(devices)} {devices[0].platform} device(s) → {folder}",
-        flush=True,
+        f"{config.precision} on {setups.describe_devices(config)} → {folder}"
     )
-    with locks.locked(story.held):
+    with contextlib.ExitStack() as open_until_done:
+        processes.agree(lambda: open_until_done.enter_context(locks.locked(story.held)))
         tickets = [chain for chain in chains if not chain.is_arm]
         arms = [chain for chain in chains if chain.is_arm]
         story.stage("rewind", [rewind_run(config, chain) for chain in tickets])

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from giung2_ext.training import processes
+
 
 def clock(seconds: float) -> str:
     if not math.isfinite(seconds):
@@ -37,6 +39,8 @@ class Progress:
         self._spoke = time.monotonic()
 
     def line(self, text: str) -> None:
+        if not processes.first():
+            return
         if self._bar is not None:
             self._bar.clear()
         print(text, flush=True)
@@ -51,7 +55,7 @@ class Progress:
         """Begins one run of the job, `done` of whose `steps` steps a resumed state has already."""
         self.done += done
         self._since = time.monotonic()
-        if not sys.stderr.isatty():
+        if not sys.stderr.isatty() or not processes.first():
             return
         try:
             from tqdm import tqdm

@@ -4,6 +4,7 @@ What a setup depends on is the recipe without seed and checkpoints, so all cycle
 and nothing is compiled twice.
 """
 
+import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -11,21 +12,26 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 import giung2_ext.data.sources
 import giung2_ext.methods
 import giung2_ext.models
 from giung2_ext.core import accounting, discovery, schedules
+from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.core.method import Method
 from giung2_ext.data import resident
 from giung2_ext.data.source import Source
 from giung2_ext.experiments.config import Config, options_of
+from giung2_ext.training import accumulation
 from giung2_ext.training import step as steps
 from giung2_ext.training.optimizers import make_optimizer
 from giung2_ext.training.population import Population
+from giung2_ext.training.processes import agree
 from giung2_ext.training.program import Program, make_program
+from giung2_ext.training.sharding import read_mesh
 from giung2_ext.training.state import State, init_variables, make_state, seed_key
 
 Tree = Any
@@ -37,8 +43,9 @@ class Setup(NamedTuple):
     method: Method
     population: Population
     begin: Callable[[Any, Tree, Tree, Tree], State]
-    """(key, params, masks, statistics) -> one member's state at step 0"""
+    """(seed, params, masks, statistics) -> one member's state at step 0"""
     program: Program
+    micro_batches: int
     shapes: Tree  # of the parameters
     uses: accounting.Uses  # how often an image uses each of them, for FLOPs
     data: Tree  # the training split, placed
@@ -76,8 +83,8 @@ def mixed_precision() -> str:
     return "float16" if old else "bfloat16"
 
 
-def count_uses(model: nn.Module, image_shape: Sequence[int]) -> tuple[Tree, accounting.Uses]:
-    """The shapes of a network's parameters, and how often it uses each of them for one image."""
+def count_uses(model: nn.Module, image_shape: Sequence[int]) -> tuple[Tree, Tree, accounting.Uses]:
+    """The shapes of a network's parameters and statistics, and how often an image uses each parameter."""
     shapes, statistics = jax.eval_shape(lambda key: init_variables(model, key, image_shape), seed_key(0))
     channels = jax.ShapeDtypeStruct((image_shape[-1],), jnp.float32)
     statistics = statistics | {"image_stats": {"m": channels, "s": channels}}
@@ -86,8 +93,11 @@ def count_uses(model: nn.Module, image_shape: Sequence[int]) -> tuple[Tree, acco
     def forward(weights: Tree, example: tuple[Tree, Any]) -> Any:
         return steps.network(model, weights, *example, train=False)
 
-    return shapes, accounting.uses(forward, shapes, (statistics, image))
+    return shapes, statistics, accounting.uses(forward, shapes, (statistics, image))
 
+
+TOGETHER = "together"  # config.placement.mesh of a chain of several members
+FITS = 0.92  # of a device's memory; evaluation and fragments have the rest
 
 BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "optim.lr": (lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
@@ -96,8 +106,8 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "optim.label_smoothing": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "optim.global_clipping": (lambda v: 0 < v < math.inf, "above 0"),
     "optim.ema": (lambda v: 0 < v < 1, "in (0, 1)"),
-    "placement.save_every_steps": (lambda v: v >= 0, "at least 0"),
-    "placement.save_every_seconds": (lambda v: v >= 0, "at least 0"),
+    "placement.lost_after": (lambda v: v >= 1, "at least 1"),
+    "placement.stalled_after": (lambda v: v >= 0, "at least 0"),
 }
 
 
@@ -133,38 +143,123 @@ def check_config(config: Config) -> None:
         raise unknown("value of config.precision", config.precision, PRECISIONS)
 
 
+def rate_of(config: Config) -> schedules.Schedule:
+    optim = config.optim
+    if optim.constant_lr:
+        return schedules.constant(optim.lr)
+    return schedules.warmup_cosine(optim.lr, optim.ni)
+
+
+def make_population(config: Config, members: int) -> Population:
+    """`together` (a chain of several members) gives every member one device, else one has the mesh."""
+    where = config.placement
+    if where.mesh == TOGETHER:
+        return Population(members, where.population)
+    return Population(members, where.population, read_mesh(where.mesh, config.feed.batch_size))
+
+
+def describe_devices(config: Config) -> str:
+    """What trains: `data:8 of 8 tpu device(s) (TPU v3)`."""
+    devices, count = jax.devices(), jax.process_count()
+    axes = ""
+    if config.placement.mesh != TOGETHER:
+        mesh = make_population(config, 1).mesh
+        axes = ",".join(f"{axis}:{size}" for axis, size in mesh.shape.items() if size > 1) or "one"
+    return (
+        f"{axes and f'{axes} of '}{len(devices)} {devices[0].platform} device(s) "
+        f"({devices[0].device_kind}){f' in {count} processes' if count > 1 else ''}"
+    )
+
+
+def cuts(config: Config, devices: int) -> list[int]:
+    """The numbers of micro-batches that a batch may be cut into."""
+    group = options_of(config, "model").get("group_size")
+    return accumulation.possible(config.feed.batch_size, devices, group)
+
+
+def check_cut(config: Config, devices: int) -> int:
+    """config.placement.grad_accum as a number; one that would change the recipe is refused."""
+    text, allowed = config.placement.grad_accum, cuts(config, devices)
+    if not text.isdigit() or int(text) not in allowed:
+        raise Refusal(
+            f"--grad_accum={text}: a batch of {config.feed.batch_size} on {devices} device(s) can be cut "
+            f"into {', '.join(map(str, allowed))} micro-batches, or auto (whole BatchNorm groups of "
+            "config.model.group_size, 0 being the whole batch, and equal shares of the devices)"
+        )
+    return int(text)
+
+
 def make_setup(config: Config, members: int) -> Setup:
     check_config(config)
     source = load_source(config)
     options = options_of(config, "model")
     model = build_model(config.model.name, source.num_classes, config.precision, options)
+    judge = build_model(config.model.name, source.num_classes, judged_in(config.precision), options)
     method = discovery.build(
         giung2_ext.methods, "method", config.method.name, **options_of(config, "method")
     )
+    population = make_population(config, members)
+    layout = population.layout
     optim = config.optim
     optimizer = make_optimizer(optim.name, optim.momentum, optim.weight_decay, optim.global_clipping)
-    rate = (
-        schedules.constant(optim.lr) if optim.constant_lr else schedules.warmup_cosine(optim.lr, optim.ni)
-    )
-    pair = steps.make_step(
-        model, method, optimizer, rate, smoothing=optim.label_smoothing, average=optim.ema
-    )
+    kinds = {"scaled": config.precision == "float16", "averaged": optim.ema is not None}
+
+    def begin(seed: Any, params: Tree, masks: Tree, statistics: Tree) -> State:
+        state = make_state(method, optimizer, seed_key(seed), params, masks, statistics, **kinds)
+        return layout.owned(state)
+
     train = source.split("train")
     feed = resident.make_feed(train, config.feed.batch_size, config.feed.augment)
-    population = Population(members, config.placement.population)
-    evaluation = {
-        name: population.share(
-            resident.evaluation_batches(source.split(name), config.evaluation.batch_size)
-        )
-        for name in dict.fromkeys((config.evaluation.select_on, "test"))
-    }
-    judge = build_model(config.model.name, source.num_classes, judged_in(config.precision), options)
-    program = make_program(judge, method, pair, feed, population)
     data = population.share(feed.arrays)
-    kinds = {"scaled": config.precision == "float16", "averaged": optim.ema is not None}
-    begin = jax.jit(lambda *parts: make_state(method, optimizer, *parts, **kinds))
-    shapes, uses = count_uses(model, train.images.shape[1:])
-    return Setup(source, model, method, population, begin, program, shapes, uses, data, evaluation)
+
+    @functools.cache
+    def program_of(micro_batches: int) -> Program:
+        group = options.get("group_size")
+        pair = steps.make_step(
+            model,
+            method,
+            optimizer,
+            rate_of(config),
+            smoothing=optim.label_smoothing,
+            micro_batches=micro_batches,
+            average=optim.ema,
+            layout=layout,
+            shares=accumulation.shares(config.feed.batch_size, layout.devices, group, micro_batches),
+        )
+        return make_program(judge, method, pair, feed, population)
+
+    shapes, statistics, uses = count_uses(model, train.images.shape[1:])
+
+    def need(micro_batches: int) -> float:
+        parts = (shapes, masking.dense(shapes, config.masks.prunable), statistics)
+        state = population.abstract_whole(jax.eval_shape(begin, np.uint32(0), *parts))
+        return accumulation.needed(lambda: program_of(micro_batches).compile(state, data))
+
+    if config.placement.grad_accum == "auto":
+        limit = FITS * agree(accumulation.device_memory)
+        micro_batches = accumulation.fewest(need, cuts(config, layout.devices), limit)
+    else:
+        micro_batches = check_cut(config, layout.devices)
+
+    def shared(name: str) -> Tree:
+        size = config.evaluation.batch_size
+        return population.share_batches(
+            resident.evaluation_batches(source.split(name), size, layout.devices)
+        )
+
+    return Setup(
+        source=source,
+        model=model,
+        method=method,
+        population=population,
+        begin=jax.jit(begin),
+        program=program_of(micro_batches),
+        micro_batches=micro_batches,
+        shapes=shapes,
+        uses=uses,
+        data=data,
+        evaluation={name: shared(name) for name in dict.fromkeys((config.evaluation.select_on, "test"))},
+    )
 
 
 class Setups:

@@ -4,6 +4,7 @@ A folder that holds a result of the same recipe is finished; one with the same r
 continued from its newest state; one with another recipe is refused with the difference.
 """
 
+import contextlib
 import math
 import secrets
 from collections.abc import Sequence
@@ -17,17 +18,26 @@ from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Failure, Refusal
 from giung2_ext.experiments.config import Config, recipe, with_defaults
 from giung2_ext.experiments.progress import Progress, percent
-from giung2_ext.experiments.setup import Setup, Setups, check_config, mixed_precision
+from giung2_ext.experiments.recover import recover
+from giung2_ext.experiments.setup import (
+    Setup,
+    Setups,
+    check_config,
+    describe_devices,
+    mixed_precision,
+)
 from giung2_ext.experiments.start import check_start, start_state
 from giung2_ext.storage import locks, paths, records, tickets
 from giung2_ext.storage.checkpoints import StateStore
-from giung2_ext.training.hooks import Keeper, Member, Scores
+from giung2_ext.training import processes
+from giung2_ext.training.hooks import Keeper, Member, SaveEvery, Scores
 from giung2_ext.training.loop import NonFinite, run_loop
-from giung2_ext.training.population import stack
 from giung2_ext.training.state import State
 from giung2_ext.training.step import Metrics
 
 Tree = Any
+
+_count = jax.jit(masking.counts)
 
 
 class Run(NamedTuple):
@@ -50,30 +60,38 @@ def settled(folder: epath.Path, config: Config, seed: int | None = None) -> Conf
     and the precision what the machine makes of `mixed_precision`. A seed in the config means that
     `seed`, derived from it, is asked for, whatever is recorded.
     """
-    given = config.seed is not None
-    config = config.copy_and_resolve_references()
-    recorded = records.recorded_recipe(folder)
-    if seed is not None:
-        config.seed = seed
-    if not given and recorded is not None:
-        config.seed = recorded["seed"]
-    elif config.seed is None:
-        config.seed = secrets.randbelow(2**31)
-    if config.precision is None and recorded is not None:
-        config.precision = recorded.get("precision", "float32")
-    elif config.precision is None:
-        config.precision = mixed_precision() if config.mixed_precision else "float32"
-    return config
+
+    def decide() -> tuple[int, str]:
+        recorded = records.recorded_recipe(folder)
+        chosen = config.seed if seed is None else seed
+        if config.seed is None and recorded is not None:
+            chosen = recorded["seed"]
+        elif chosen is None:
+            chosen = secrets.randbelow(2**31)
+        precision = config.precision
+        if precision is None and recorded is not None:
+            precision = recorded.get("precision", "float32")
+        elif precision is None:
+            precision = mixed_precision() if config.mixed_precision else "float32"
+        return chosen, precision
+
+    settled = config.copy_and_resolve_references()
+    settled.seed, settled.precision = processes.agree(decide)
+    return settled
 
 
-def result_of(run: Run) -> dict[str, Any] | None:
-    """The result of a finished run of this recipe; another recipe in its folder is refused."""
-    check_start(run.config)
-    tickets.refuse_inside(run.folder)
-    recorded = records.recorded_recipe(run.folder)
-    if recorded is not None:
-        records.check_recipe(run.folder, with_defaults(recorded), recipe(run.config))
-    return records.read_result(run.folder)
+def results_of(runs: Sequence[Run]) -> list[dict[str, Any] | None]:
+    """The results of finished runs of these recipes; another recipe in a run's folder is refused."""
+
+    def one(run: Run) -> dict[str, Any] | None:
+        check_start(run.config)
+        tickets.refuse_inside(run.folder)
+        recorded = records.recorded_recipe(run.folder)
+        if recorded is not None:
+            records.check_recipe(run.folder, with_defaults(recorded), recipe(run.config))
+        return records.read_result(run.folder)
+
+    return processes.agree(lambda: [one(run) for run in runs])
 
 
 def train(
@@ -88,29 +106,49 @@ def train(
 
     `held` are folders whose lock the caller has already.
     """
-    with locks.locked(run.folder for run in runs if run.folder not in held):
-        if any(result_of(run) is not None for run in runs):
+    with contextlib.ExitStack() as open_until_done:
+        folders = [run.folder for run in runs if run.folder not in held]
+        processes.agree(lambda: open_until_done.enter_context(locks.locked(folders)))
+        if any(results_of(runs)):
             raise Refusal(f"{label} was finished by another process meanwhile; run the command again")
         setup = setups.get(runs[0].config, len(runs))
+        if setup.micro_batches > 1:
+            size = runs[0].config.feed.batch_size // setup.micro_batches
+            progress.line(f"{label}: {setup.micro_batches} micro-batches of {size:,}")
         starts = [start_state(run.config, setup) for run in runs]
         for run, (state, _) in zip(runs, starts, strict=True):
-            paths.sweep_temporaries(run.folder)
-            session = {
-                "placement": run.config.placement.to_dict(),
-                "chain": run.config.chain.to_dict(),
-                "environment": records.environment(),
-            }
-            records.record_session(run.folder, recipe(run.config), session)
-            counts = trees.named_leaves(masking.counts(setup.method.masks(state.trainable, state.method)))
-            _write_parameters(run.folder, {k: int(n) for k, n in counts.items() if n is not None}, setup)
+            kept = jax.device_get(_count(setup.method.masks(state.trainable, state.method)))
+            if processes.first():
+                _write_start(run, setup, kept)
         results = _train_from(runs, setup, starts, states_folder, progress, label)
-        for run, result in zip(runs, results, strict=True):
-            kept = {name: count for name, (count, _) in result["layers"].items()}
-            result["flops"] = _write_parameters(run.folder, kept, setup)._asdict()
+        for run, result in zip(runs, results, strict=processes.first()):
+            counts = {name: count for name, (count, _) in result["layers"].items()}
+            result["flops"] = _write_parameters(run.folder, counts, setup)._asdict()
             records.write_result(run.folder, result)
         for folder in (states_folder, *(run.folder / paths.STATES for run in runs)):
             StateStore(folder, 1).clear()
-        return results
+        return results_of(runs)
+
+
+def _write_start(run: Run, setup: Setup, kept: Tree) -> None:
+    paths.sweep_temporaries(run.folder)
+    session = {
+        "placement": run.config.placement.to_dict() | placed(setup),
+        "chain": run.config.chain.to_dict(),
+        "environment": records.environment(),
+    }
+    records.record_session(run.folder, recipe(run.config), session)
+    counts = {name: int(n) for name, n in trees.named_leaves(kept).items() if n is not None}
+    _write_parameters(run.folder, counts, setup)
+
+
+def placed(setup: Setup) -> dict[str, Any]:
+    """Where a run lies, as it was decided: for its records."""
+    return {
+        "mesh": ",".join(f"{axis}:{size}" for axis, size in setup.population.mesh.shape.items()),
+        "micro_batches": setup.micro_batches,
+        "processes": jax.process_count(),
+    }
 
 
 def _train_from(
@@ -126,14 +164,16 @@ def _train_from(
     store = StateStore(states_folder, where.keep_states)
     identity = [recipe(run.config) for run in runs]
     members_at_0 = [state.replace(step=None) for state, _ in starts]
-    found = _recover(store, members_at_0[0], identity, progress)
+    found = recover(store, setup.population, members_at_0[0], identity, progress)
     step = 0 if found is None else found.step
-    state = setup.population.place(stack(members_at_0 if found is None else found.members))
+    state = setup.population.join(members_at_0 if found is None else found.members)
     state = state.replace(step=step)
 
+    def log_of(run: Run) -> records.MetricsLog | None:
+        return records.MetricsLog(run.folder, step, where.tensorboard) if processes.first() else None
+
     members = [
-        Member(run.folder, lineage, records.MetricsLog(run.folder, step, where.tensorboard))
-        for run, (_, lineage) in zip(runs, starts, strict=True)
+        Member(run.folder, lineage, log_of(run)) for run, (_, lineage) in zip(runs, starts, strict=True)
     ]
     keeper = Keeper(
         members,
@@ -146,20 +186,16 @@ def _train_from(
         lambda now, scores: progress.sign_of_life(_scores_line(label, now, scores, progress)),
     )
     if found is not None:
-        keeper.recall(found.notes, found.rows)
+        keeper.recall(found.notes, found.older, found.rows)
         progress.line(f"{label}: continuing from step {step:,}")
     periodic = config.tickets.every if config.tickets.periodic else None
-    hooks = keeper.hooks(
-        config.evaluation.every,
-        periodic,
-        where.save_every_steps,
-        where.save_every_seconds,
-        where.log_every,
-    )
+    every = SaveEvery.read(where.save_every)
+    hooks = keeper.hooks(config.evaluation.every, periodic, every, where.log_every)
 
     at = [step]
 
     def on_metrics(now: int, metrics: Metrics) -> None:
+        alive()
         keeper.on_metrics(metrics)
         seen = int(metrics.seen.sum())  # 0 if every step overflowed
         progress.advance(now - at[0], float(metrics.loss.sum()) / seen if seen else math.nan)
@@ -167,58 +203,23 @@ def _train_from(
 
     progress.open(label, config.optim.ni, step)
     try:
-        state = run_loop(
-            setup.program,
-            state,
-            setup.data,
-            total=config.optim.ni,
-            due=setup.method.due,
-            hooks=hooks,
-            log_every=where.log_every,
-            on_metrics=on_metrics,
-        )
+        with processes.watched(where.stalled_after) as alive, processes.in_loop():
+            state = run_loop(
+                setup.program,
+                state,
+                setup.data,
+                total=config.optim.ni,
+                due=setup.method.due,
+                hooks=hooks,
+                log_every=where.log_every,
+                on_metrics=on_metrics,
+            )
         return keeper.finish(config.optim.ni, state)
     except NonFinite as error:
         raise _diverged(runs[min(error.member, len(runs) - 1)], error.step) from error
     finally:
         progress.close()
         store.close()
-
-
-class Found(NamedTuple):
-    """A state to go on from: the wanted members, and which of the saved members they are."""
-
-    step: int
-    members: list[State]
-    rows: list[int]
-    notes: dict[str, Any]
-
-
-def _recover(store: StateStore, like: State, identity: list[Any], progress: Progress) -> Found | None:
-    """The newest state that can be read; the members may be some of those that were saved."""
-    for step in store.steps():
-        try:
-            notes = store.notes(step)
-            saved = [with_defaults(recorded) for recorded in notes["identity"]]
-            if any(recipe not in saved for recipe in identity):
-                raise Refusal(
-                    f"{store.folder} holds the running state of other runs, at step {step:,}; finish them "
-                    "with the flags they were started with, or delete it"
-                )
-            count = len(saved)
-            axis = () if count == 1 else (count,)
-            target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(axis + x.shape, x.dtype), like)  # noqa: B023
-            state = store.restore(step, target)
-        except Refusal:
-            raise
-        except Exception as error:  # orbax and tensorstore raise many kinds on a damaged file
-            reason = str(error).splitlines()[0][:100]
-            progress.line(f"{store.folder}: the state of step {step:,} is damaged ({reason}); trying older")
-            continue
-        rows = [saved.index(recipe) for recipe in identity]
-        members = [jax.tree.map(lambda x: x[i], state) if axis else state for i in rows]  # noqa: B023
-        return Found(step, members, rows, notes)
-    return None
 
 
 def _scores_line(label: str, step: int, scores: list[Scores], progress: Progress) -> str:
@@ -237,11 +238,13 @@ def _scores_line(label: str, step: int, scores: list[Scores], progress: Progress
 
 def _diverged(run: Run, step: int) -> Failure:
     kept = sorted(p.name for p in run.folder.glob("*.ckpt"))
-    return Failure(
+    error = Failure(
         f"{run.folder}: the loss is not finite at step {step} (config.optim.lr={run.config.optim.lr:g}); "
         f"stopped before it could overwrite anything. Kept: {', '.join(kept) or 'no ticket yet'}. "
         "Try a lower rate or --optim_global_clipping in a new --save"
     )
+    error.agreed = True  # metrics are every process's
+    return error
 
 
 def _write_parameters(folder: epath.Path, kept: dict[str, int], setup: Setup) -> accounting.Totals:
@@ -272,23 +275,36 @@ def train_one(config: Config, save: str) -> dict[str, Any]:
     """What scripts/train.py does: one run in one folder."""
     folder = epath.Path(save)
     check_precision(config)
+    check_shared(folder)
     run = Run(folder, settled(folder, config))
     check_config(run.config)
-    result = result_of(run)
+    [result] = results_of([run])
+    progress = Progress(config.optim.ni, patience=0.0)
     if result is not None:
-        print(f"{folder}: already finished, nothing to do")
+        progress.line(f"{folder}: already finished, nothing to do")
     else:
-        where = f"{jax.default_backend()} ({jax.devices()[0].device_kind})"
-        print(
+        progress.line(
             f"{config.method.name} · {config.model.name} on {config.data.name} · "
             f"{config.optim.ni:,} steps of {config.feed.batch_size} · seed {run.config.seed} · "
-            f"{run.config.precision} on {where} → {folder}",
-            flush=True,
+            f"{run.config.precision} on {describe_devices(config)} → {folder}"
         )
-        progress = Progress(config.optim.ni, patience=0.0)
         [result] = train([run], Setups(), folder / paths.STATES, progress, folder.name)
-    print(summary(result, folder))
+    assert result is not None
+    progress.line(summary(result, folder))
     return result
+
+
+def check_shared(folder: epath.Path) -> None:
+    """Refuses a folder that the processes of a job do not all see."""
+    mark = folder / ".shared"
+
+    def write(text: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        paths.write_bytes(mark, text.encode())
+
+    processes.check_shared(write, lambda: mark.read_text() if mark.exists() else None)
+    if processes.joined() and processes.first():
+        mark.unlink(missing_ok=True)
 
 
 def summary(result: dict[str, Any], folder: epath.Path) -> str:

@@ -7,6 +7,7 @@ bit; step, rate schedule and optimizer start afresh, batch statistics too unless
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,18 +21,21 @@ from giung2_ext.experiments.config import Config
 from giung2_ext.experiments.setup import Setup
 from giung2_ext.storage.tickets import Ticket, read_ticket
 from giung2_ext.training import state as states
+from giung2_ext.training.sharding import Layout
 from giung2_ext.training.state import State
 
 Tree = Any
 
 _prune, _prune_legacy = jax.jit(criteria.prune_magnitude), jax.jit(criteria.prune_magnitude_legacy)
 _top_k, _top_k_each = jax.jit(select.top_k), jax.jit(select.top_k_each)
+_magnitude = jax.jit(criteria.magnitude)
 
 
 @functools.lru_cache
-def _initialiser(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
-    """Compiled once for all members and cycles of a network."""
-    return jax.jit(lambda key: states.init_variables(model, key, image_shape))
+def _initialiser(model: nn.Module, image_shape: tuple[int, ...], layout: Layout) -> Any:
+    """Compiled once for all members and cycles of a network; what it makes is born where it belongs."""
+    make = lambda seed: states.init_variables(model, states.seed_key(seed), image_shape)  # noqa: E731
+    return jax.jit(lambda seed: layout.owned(make(seed)))
 
 
 def check_start(config: Config) -> None:
@@ -73,26 +77,28 @@ def _read_fitting(path: str, params: Tree, masks: Tree) -> Ticket:
     return ticket
 
 
-def _choose(config: Config, key: Any, params: Tree, masks: Tree) -> Tree:
+def _choose(config: Config, put: Callable[[Tree], Tree], params: Tree, masks: Tree) -> Tree:
     """The mask of config.masks: density times all prunable weights, chosen among the survivors."""
     rule = config.masks
     if rule.criterion == "none":
         return masks
+    placed = put(masks)
     if rule.criterion == "random":
-        scores = criteria.random(jax.random.fold_in(key, states.CRITERION), masks)
+        key = jax.random.fold_in(states.seed_key(config.seed), states.CRITERION)
+        scores = put(jax.device_get(criteria.random(key, masks)))
     elif rule.criterion == "magnitude":
-        scores = criteria.magnitude(params, masks)
+        scores = _magnitude(put(params), placed)
     else:
         raise unknown("criterion", rule.criterion, ["none", "random", "magnitude"])
     alive = jax.device_get(masking.counts(masks))
     if rule.allocation == "global":
         keep = allocate.keep_count(rule.density, masking.size(masks), "config.masks.density")
         _check_survivors(config, keep, sum(trees.present(alive)))
-        return _top_k(scores, keep, masks)
+        return _top_k(scores, keep, placed)
     counts = allocate.layer_counts(masks, rule.density, rule.allocation)
     for count, survivors in zip(trees.present(counts), trees.present(alive), strict=True):
         _check_survivors(config, count, survivors)
-    return _top_k_each(scores, counts, masks)
+    return _top_k_each(scores, counts, placed)
 
 
 def _check_survivors(config: Config, wanted: int, alive: int) -> None:
@@ -103,20 +109,20 @@ def _check_survivors(config: Config, wanted: int, alive: int) -> None:
         )
 
 
-def _shrink(config: Config, params: Tree, masks: Tree) -> Tree:
+def _shrink(config: Config, put: Callable[[Tree], Tree], params: Tree, masks: Tree) -> Tree:
     """The survivors of one cycle: the largest of the previous ticket's weights, nested in its mask."""
     ratio, alive = config.start.pruning_ratio, int(masking.kept(masks))
     if config.start.legacy_scores:
         free = sum(leaf.size for leaf in jax.tree.leaves(params)) - masking.size(masks)
-        return _prune_legacy(params, masks, allocate.keep_count_legacy(ratio, alive, free))
-    return _prune(params, masks, allocate.keep_count(ratio, alive))
+        return _prune_legacy(put(params), put(masks), allocate.keep_count_legacy(ratio, alive, free))
+    return _prune(put(params), put(masks), allocate.keep_count(ratio, alive))
 
 
 def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
     """One member's state at step 0, and the lineage that its tickets carry."""
     image_shape = setup.source.split("train").images.shape[1:]
-    key = states.seed_key(config.seed)
-    params, statistics = jax.device_get(_initialiser(setup.model, image_shape)(key))
+    seed, put = np.uint32(config.seed), setup.population.put
+    params, statistics = _initialiser(setup.model, image_shape, setup.population.layout)(seed)
     mean, std = (np.asarray(v, np.float32) for v in (setup.source.mean, setup.source.std))
     statistics = statistics | {"image_stats": {"m": mean, "s": std}}
     masks = masking.dense(params, config.masks.prunable)
@@ -139,12 +145,12 @@ def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
             parents["previous"] = previous.digest
         params, masks = matching.params, previous.masks
         if start.pruning_ratio < 1:
-            masks = _shrink(config, previous.params, masks)
+            masks = _shrink(config, put, previous.params, masks)
         if start.batch_stats == "rewind":
             statistics = statistics | matching.statistics
         statistics = statistics | {"image_stats": matching.statistics["image_stats"]}
-    masks = _choose(config, key, params, masks)
-    state = setup.begin(key, params, masks, statistics)
+    masks = _choose(config, put, params, masks)
+    state = setup.begin(seed, *map(put, (params, masks, statistics)))
     if config.optim.ema is not None and jax.tree.structure(state.trainable) != jax.tree.structure(params):
         raise Refusal(f"config.optim.ema averages weights, and {config.method.name} trains scores")
     lineage = {

@@ -2,7 +2,8 @@
 
 A tree is stored as a flat dictionary {path: array}. That avoids two traps of restoring into a
 structure: a `None` in the target silently drops what was saved there, and without a target named
-tuples come back as lists. Key sets are compared before anything is read.
+tuples come back as lists. Key sets are compared before anything is read, and a checksum of every array
+is kept with it: a state that is not what was saved is not gone on from.
 """
 
 import contextlib
@@ -13,12 +14,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 
+from giung2_ext.core import select
 from giung2_ext.core.errors import Refusal
 
 Tree = Any
+CHECKSUMS = "checksums"
+FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -55,68 +60,126 @@ def _misfit(stored: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     return None
 
 
+@jax.jit
+def _checksums(flat: dict[str, Any]) -> dict[str, jax.Array]:
+    """A uint32 for every array: the sum of its elements' bits, each times an odd number of its own place.
+
+    Exact integers, so the same on every topology; no single change can leave it as it was.
+    """
+
+    def one(leaf: Any) -> jax.Array:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        if leaf.dtype != bool:
+            leaf = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
+        place = select.flat_index(leaf.shape).astype(jnp.uint32)
+        return jnp.sum(leaf.astype(jnp.uint32) * (place * jnp.uint32(2654435769) * 2 + 1), dtype=jnp.uint32)
+
+    return {name: one(leaf) for name, leaf in flat.items()}
+
+
+def checksums(tree: Tree) -> dict[str, int]:
+    """By which a restored state is known to be the one that was saved."""
+    return {name: int(n) for name, n in jax.device_get(_checksums(_flatten(tree))).items()}
+
+
+class Damaged(Exception):
+    """A state that cannot be read, or is not what was saved."""
+
+
 class StateStore:
-    """The states of one run: the newest `keep` are retained."""
+    """The states of one run: the newest `keep` are retained. All processes of a job save and restore.
+
+    Saving goes on in the background; the next save, or `close`, waits for it and raises what went wrong.
+    """
 
     def __init__(self, folder: epath.Path, keep: int):
         self.folder, self.keep = folder, keep
         self._manager: Any = None
+        self._reader: Any = None
+
+    def _make(self, **options: Any) -> Any:
+        import orbax.checkpoint as ocp
+
+        return ocp.CheckpointManager(
+            self.folder.resolve(),
+            options=ocp.CheckpointManagerOptions(**options),
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()},
+        )
+
+    def _writer(self) -> Any:
+        if self._manager is None:
+            with _quiet():
+                self._manager = self._make(max_to_keep=self.keep, create=True)
+        return self._manager
 
     def _open(self) -> Any:
-        if self._manager is None:
+        """To read with: by itself, so that no process waits for another one that cannot read."""
+        if self._reader is None:
             import orbax.checkpoint as ocp
 
-            with _quiet():
-                options = ocp.CheckpointManagerOptions(
-                    max_to_keep=self.keep, enable_async_checkpointing=False, create=True
-                )
-                handlers = {
-                    "state": ocp.StandardCheckpointHandler(),
-                    "notes": ocp.JsonCheckpointHandler(),
-                }
-                self._manager = ocp.CheckpointManager(
-                    self.folder.resolve(), options=options, item_handlers=handlers
-                )
-        return self._manager
+            me = jax.process_index()
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader{me}"
+            )
+            with _quiet(logging.WARNING):  # it warns that it only reads
+                self._reader = self._make(read_only=True, create=False, multiprocessing_options=alone)
+        return self._reader
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with _quiet(logging.ERROR):  # what its threads would log is what it raises
+            try:
+                yield
+            except Exception as error:
+                number = next((n for n in FULL_OR_CLOSED if os.strerror(n) in str(error)), None)
+                if number is None:
+                    raise
+                raise OSError(number, os.strerror(number), str(self.folder)) from error
 
     def save(self, step: int, tree: Tree, notes: dict[str, Any]) -> None:
         import orbax.checkpoint as ocp
 
-        manager = self._open()
+        manager = self._writer()
         if manager.latest_step() == step:
             return  # the same state, asked for by two clocks
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_flatten(tree)), notes=ocp.args.JsonSave(notes)
+            state=ocp.args.StandardSave(_flatten(tree)),
+            notes=ocp.args.JsonSave(notes | {CHECKSUMS: checksums(tree)}),
         )
-        with _quiet(logging.ERROR):  # what its threads would log is what it raises
-            try:
-                manager.save(step, args=items, force=True)
-            except Exception as error:
-                if os.strerror(errno.ENOSPC) not in str(error):
-                    raise
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder)) from error
+        with self._writing():
+            manager.save(step, args=items, force=True)
 
     def steps(self) -> list[int]:
         """The steps of the states that are there, newest first."""
+        self.close()  # what is being saved is whole, what was read before is forgotten
         if not self.folder.exists():
             return []
         with _quiet():
             return sorted(self._open().all_steps(), reverse=True)
 
-    def notes(self, step: int) -> dict[str, Any]:
+    def _notes(self, step: int) -> dict[str, Any]:
         import orbax.checkpoint as ocp
 
-        with _quiet():
+        with _quiet(), _damage():
             items = ocp.args.Composite(notes=ocp.args.JsonRestore())
             return self._open().restore(step, args=items)["notes"]
 
+    def notes(self, step: int) -> dict[str, Any]:
+        return {key: value for key, value in self._notes(step).items() if key != CHECKSUMS}
+
     def restore(self, step: int, target: Tree) -> Tree:
-        """The state of `step` in the structure, types and shardings of `target` (else one device)."""
+        """The state of `step` in the structure, types and shardings of `target` (else one device).
+
+        It is the caller's to compare its `checksums` with those that were saved.
+        """
         import orbax.checkpoint as ocp
 
         wanted = _flatten(target)
         with _quiet():
-            problem = _misfit(self._open().item_metadata(step)["state"], wanted)
+            with _damage():
+                stored = self._open().item_metadata(step)["state"]
+            problem = _misfit(stored, wanted)
             if problem:
                 raise Refusal(f"the state in {self.folder} does not fit this run: {problem}")
             one_device = SingleDeviceSharding(jax.local_devices()[0])
@@ -126,17 +189,35 @@ class StateStore:
                 )
                 for name, leaf in wanted.items()
             }
-            found = self._open().restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            )["state"]
+            with _damage():
+                items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+                found = self._open().restore(step, args=items)["state"]
         leaves = [found[key] for key in wanted]
         return jax.tree.unflatten(jax.tree.structure(target), leaves)
 
+    def checksums(self, step: int) -> dict[str, int]:
+        """Those of the state when it was saved."""
+        return self._notes(step)[CHECKSUMS]
+
     def clear(self) -> None:
         self.close()
-        self.folder.rmtree(missing_ok=True)
+        if jax.process_index() == 0:
+            self.folder.rmtree(missing_ok=True)
 
     def close(self) -> None:
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
+        """Waits until what was saved is whole."""
+        manager, reader, self._manager, self._reader = self._manager, self._reader, None, None
+        if reader is not None:
+            reader.close()
+        if manager is not None:
+            with self._writing():
+                manager.close()
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    """What orbax and tensorstore raise on a damaged file is of many kinds."""
+    try:
+        yield
+    except Exception as error:
+        raise Damaged((str(error).splitlines() or [type(error).__name__])[0][:100]) from error

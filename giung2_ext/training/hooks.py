@@ -13,11 +13,13 @@ import jax
 import numpy as np
 from etils import epath
 
+from giung2_ext.core.errors import Refusal
 from giung2_ext.storage import paths, tickets
 from giung2_ext.storage.checkpoints import StateStore
 from giung2_ext.storage.records import MetricsLog
+from giung2_ext.training import processes
 from giung2_ext.training.loop import Hook, NonFinite
-from giung2_ext.training.population import Population, stack
+from giung2_ext.training.population import Population
 from giung2_ext.training.program import Program
 from giung2_ext.training.state import State
 from giung2_ext.training.step import Metrics
@@ -26,10 +28,31 @@ Tree = Any
 Scores = dict[str, dict[str, float]]  # {split: {accuracy, loss, seen}}
 
 
+class SaveEvery(NamedTuple):
+    """When a resumable state is saved: every so many steps, and when so many seconds have passed."""
+
+    steps: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def read(cls, text: str) -> "SaveEvery":
+        """`1000` is steps, `300s` seconds, `1000,300s` both, `never` neither."""
+        every = {"steps": 0.0, "seconds": 0.0}
+        for part in () if text == "never" else text.split(","):
+            kind = "seconds" if part.endswith("s") else "steps"
+            number = part.removesuffix("s")
+            if every[kind] or not number.replace(".", "", kind == "seconds").isdigit() or not float(number):
+                raise Refusal(
+                    f"--save_every={text}: write 1000 (steps), 300s (seconds), 1000,300s or never"
+                )
+            every[kind] = float(number)
+        return cls(int(every["steps"]), every["seconds"])
+
+
 class Member(NamedTuple):
     folder: epath.Path
     lineage: dict[str, Any]
-    log: MetricsLog
+    log: MetricsLog | None  # of the first process
 
 
 def measure(
@@ -75,23 +98,24 @@ class Keeper:
         self._held: tuple[int, Any] = (-1, None)  # and on the host, member by member
         self._protected: list[list[str]] = []  # the best of every state that is retained
         self._saved_at = time.monotonic()
+        self._any = processes.Ballot()
 
     def hooks(
         self,
         evaluate_every: int,
         tickets_every: int | None,
-        save_every_steps: int,
-        save_every_seconds: float,
+        save_every: SaveEvery,
         log_every: int,
     ) -> list[Hook]:
         hooks = [Hook(evaluate_every, self.evaluate, at_start=True)]
         if tickets_every is not None:
             hooks.append(Hook(tickets_every, self.keep_iteration, at_start=True))
-        if save_every_steps:
-            hooks.append(Hook(save_every_steps, self.save))
-        if save_every_seconds:
-            late = lambda: time.monotonic() - self._saved_at >= save_every_seconds  # noqa: E731
-            hooks.append(Hook(log_every, self.save, ready=late))
+        if save_every.steps:
+            hooks.append(Hook(save_every.steps, self.save))
+        if save_every.seconds:
+            late = lambda: time.monotonic() - self._saved_at >= save_every.seconds  # noqa: E731
+            hooks.append(Hook(log_every, self.save, ready=lambda: self._any(late())))
+        hooks.append(Hook(log_every, self.leave, ready=processes.told_to_stop))
         return hooks
 
     def on_metrics(self, metrics: Metrics) -> None:
@@ -115,7 +139,8 @@ class Keeper:
             if train:
                 scores[i]["train"] = train
                 rows.append({"step": step, "split": "train", **train})
-            member.log.write(rows)
+            if member.log is not None:
+                member.log.write(rows)
             if step > 0:
                 self._consider(i, step, state, scores[i])
         self._train = None
@@ -159,6 +184,8 @@ class Keeper:
 
     def _keep(self, i: int, step: int, state: State, name: str) -> str:
         """Writes member i's ticket, moves the name to it and drops what has lost its last name."""
+        if not processes.first():
+            return ""
         folder, lineage, _ = self.members[i]
         params, masks, statistics = self._hold(step, state)[i]
         ticket, meta = tickets.write_ticket(folder, params, masks, statistics, lineage | {"step": step})
@@ -170,6 +197,7 @@ class Keeper:
         window = None if self._train is None else [field.tolist() for field in self._train]
         notes = {
             "identity": self.identity,
+            "stacked": not self.population.solo,  # whether the state has an axis of members
             "best": self.best,
             "start": self.start,
             "latest": self.latest,
@@ -177,21 +205,30 @@ class Keeper:
         }
         self._protected.append([best["digest"] for best in self.best])
         self.store.save(step, self.population.trim(state.replace(step=None)), notes)
-        self._protected = self._protected[-self.store.keep :]
+        self._protected = self._protected[-self.store.keep - 1 :]  # the newest may not be whole yet
         self._saved_at = time.monotonic()
 
-    def recall(self, notes: Mapping[str, Any], rows: Sequence[int]) -> None:
+    def leave(self, step: int, state: State) -> None:
+        self.save(step, state)
+        self.store.close()
+        raise processes.stopped(f"saved at step {step:,}")
+
+    def recall(
+        self, notes: Mapping[str, Any], older: Sequence[Mapping[str, Any]], rows: Sequence[int]
+    ) -> None:
         """Takes up where the run that wrote these notes was saved; member i was its member rows[i].
 
         A best found after that is forgotten: where arithmetic is not repeatable it may not come again.
+        Those that `older` states name are kept, should this one be found damaged one day.
         """
         self.best, self.start, self.latest = (
             [notes[name][row] for row in rows] if notes[name] else []
             for name in ("best", "start", "latest")
         )
-        self._protected = [[best["digest"] for best in self.best]]
+        retained = [*older, notes]
+        self._protected = [[state["best"][row]["digest"] for row in rows] for state in retained]
         for member, best in zip(self.members, self.best, strict=True):
-            if best["digest"]:
+            if best["digest"] and processes.first():
                 place = tickets.place_of(member.folder, best["digest"])
                 tickets.name_ticket(member.folder, paths.BEST, place)
         if notes["train"] is not None:
@@ -203,7 +240,10 @@ class Keeper:
             )
 
     def finish(self, step: int, state: State) -> list[dict[str, Any]]:
-        """The last tickets, and the result of every member: scores at the start, best and last."""
+        """The last tickets, and the result of every member: scores at the start, best and last.
+
+        Results are the first process's to write; the others have none.
+        """
         self._protected = []
         last = [self._keep(i, step, state, paths.LAST) for i in range(len(self.members))]
         for i, best in enumerate(self.best):
@@ -212,8 +252,11 @@ class Keeper:
                 best.update(step=step, digest=last[i])
         weights, _, statistics = self._observe(step, state)
         at_last = measure(self.program, self.population, (weights, statistics), self.splits)
+        processes.together("tickets")
         at_best = self._measure_best() if any(best["step"] != step for best in self.best) else at_last
-        results = []
+        results: list[dict[str, Any]] = []
+        if not processes.first():
+            return results
         for i, member in enumerate(self.members):
             best, meta = self.best[i], tickets.read_meta(member.folder / paths.LAST)
             if i < len(self.latest) and "train" in self.latest[i]:
@@ -234,5 +277,5 @@ class Keeper:
 
     def _measure_best(self) -> list[Scores]:
         best = [tickets.read_ticket(member.folder / paths.BEST) for member in self.members]
-        network = self.population.place(stack([(t.params, t.statistics) for t in best]))
+        network = self.population.place([(t.params, t.statistics) for t in best])
         return measure(self.program, self.population, network, self.splits)

@@ -17,15 +17,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from giung2_ext.core.errors import unknown
+from giung2_ext.training.sharding import Layout, put, read_mesh
 
 Tree = Any
 STRATEGIES = ("auto", "map", "vmap")
 
 
 def stack(members: list[Tree]) -> Tree:
-    """Equal trees as one with a leading member axis; a single one stays as it is."""
-    if len(members) == 1:
-        return members[0]
+    """Equal trees as one with a leading member axis."""
 
     def join(*leaves: Any) -> Any:
         if jax.dtypes.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
@@ -36,52 +35,114 @@ def stack(members: list[Tree]) -> Tree:
 
 
 class Population:
-    """How `members` run on `devices`. One member runs exactly as if there were no axis."""
+    """How `members` run: one on a whole `mesh`, several with a device each, in turn.
 
-    def __init__(self, members: int, strategy: str = "auto", devices: list[Any] | None = None):
+    With a mesh the member's batch is cut over it and its state lies there by the layout's rules, with no
+    axis of members. Without one a lone member of a single process has one device, and several
+    processes always use all of theirs.
+    """
+
+    def __init__(
+        self,
+        members: int,
+        strategy: str = "auto",
+        mesh: Mesh | None = None,
+        devices: list[Any] | None = None,
+    ):
         if strategy not in STRATEGIES:
             raise unknown("population strategy", strategy, STRATEGIES)
         devices = jax.devices() if devices is None else devices
-        self.members = members
+        alone = jax.process_count() == 1
         self.strategy = strategy
         if strategy == "auto":
             self.strategy = "map" if devices[0].platform == "cpu" else "vmap"
-        used = devices[: min(len(devices), members)]
-        self.slots = -(-members // len(used)) * len(used)  # members, and copies that fill up
-        self.mesh = Mesh(np.array(used), ("member",), axis_types=(AxisType.Auto,))
+        if mesh is None and members == 1 and alone:
+            mesh = read_mesh("data:1", 1, devices)
+        self.solo = mesh is not None
+        self.members, self.slots = members, members
+        self.layout = Layout(mesh)
+        if mesh is None:
+            devices = devices[: min(len(devices), members)] if alone else devices
+            self.slots = -(-members // len(devices)) * len(devices)  # members, and copies that fill up
+            mesh = Mesh(np.array(devices), ("member",), axis_types=(AxisType.Auto,))
+        self.mesh = mesh
+        self._whole = NamedSharding(mesh, P())
 
-    def place(self, tree: Tree) -> Tree:
-        """Stacked members on the devices, filled up with copies of the last one."""
-        if self.members == 1:
-            return jax.device_put(tree, self.mesh.devices[0])
+    def put(self, tree: Tree) -> Tree:
+        """One member's host arrays, to where its state is made."""
+        return self.layout.put_owned(tree) if self.solo else tree
+
+    def abstract(self, tree: Tree) -> Tree:
+        """What to restore a saved state of the shapes of `tree` into."""
+        if self.solo:
+            return self.layout.abstract(tree)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+    def abstract_whole(self, tree: Tree) -> Tree:
+        """The shapes and places of all members' states together."""
+        if self.solo:
+            return self.layout.abstract(tree)
+        place = NamedSharding(self.mesh, P("member"))
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((self.slots, *x.shape), x.dtype, sharding=place), tree
+        )
+
+    def join(self, members: list[Tree]) -> Tree:
+        """The members' states as one placed tree, filled up with copies of the last one."""
+        if self.solo:
+            return members[0]
         rows = np.minimum(np.arange(self.slots), self.members - 1)
-        if self.slots > self.members:
-            tree = jax.tree.map(lambda x: x[rows], tree)
-        return jax.device_put(tree, NamedSharding(self.mesh, P("member")))
+        stacked = jax.tree.map(lambda x: x[rows], stack(members))
+        return put(stacked, lambda x: NamedSharding(self.mesh, P("member")))
+
+    def place(self, members: list[Tree]) -> Tree:
+        """The members' networks, from the host, to be measured."""
+        return self.layout.put_whole(members[0]) if self.solo else self.join(members)
 
     def share(self, tree: Tree) -> Tree:
         """Data that every member sees, on every device."""
-        if self.members == 1:
-            return jax.device_put(tree, self.mesh.devices[0])
-        return jax.device_put(tree, NamedSharding(self.mesh, P()))
+        return put(tree, lambda x: self._whole)
+
+    def share_batches(self, tree: Tree) -> Tree:
+        """(batches, rows, ...) that every member sees; one member's devices have a share of the rows."""
+        return self.layout.put_rows(tree, axis=1) if self.solo else self.share(tree)
 
     def gather(self, tree: Tree) -> list[Tree]:
-        """Each member's part of a placed tree, on the host."""
+        """Each member's part of a tree of results, on the host."""
         host = jax.device_get(tree)
-        if self.members == 1:
+        if self.solo:
             return [host]
         return [jax.tree.map(lambda x: x[i], host) for i in range(self.members)]  # noqa: B023
 
     def trim(self, tree: Tree) -> Tree:
         """A placed tree without its filling, to be saved."""
-        if self.slots == self.members or self.members == 1:
+        if self.slots == self.members:
             return tree
-        return jax.tree.map(lambda x: x[: self.members], tree)
+        cut = jax.jit(lambda t: jax.tree.map(lambda x: x[: self.members], t), out_shardings=self._whole)
+        return cut(tree)
 
-    def compile(self, fn: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
-        """jit of `fn(member, *shared)` over all members of a placed tree."""
-        run = fn if self.members == 1 else self._spread(fn)
-        return jax.jit(run, donate_argnums=(0,) if donate else ())
+    def compile(self, fn: Callable[..., Any], donate: bool = False) -> Any:
+        """jit of `fn(member, *shared)` over all members of a placed tree.
+
+        With `donate`, `fn` gives (member, results) and the member's state stays where it is. Results can
+        be read by every process.
+        """
+        run = fn if self.solo else self._spread(fn)
+
+        def placed(members: Tree, *shared: Any) -> Any:
+            if not donate:
+                return self._readable(run(members, *shared))
+            members, results = run(members, *shared)
+            return self.layout.owned(members), self._readable(results)
+
+        return jax.jit(placed, donate_argnums=(0,) if donate else ())
+
+    def _readable(self, results: Tree) -> Tree:
+        if self.solo:
+            return self.layout.whole(results)
+        if jax.process_count() == 1:
+            return results
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, self._whole), results)
 
     def _spread(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         def shard(members: Tree, *shared: Any) -> Any:

@@ -31,6 +31,8 @@ class Program(NamedTuple):
     observe: Callable[[State], tuple[Tree, Tree, Tree]]
     """What a ticket holds: the weights that the network sees (of the moving average, if there is
     one), their masks, the statistics"""
+    compile: Callable[[State, Tree], jax.stages.Compiled]
+    """(shapes of the state, data): the chunk's program, to be looked at"""
     evaluate: Callable[[tuple[Tree, Tree], Tree], Mapping[str, Array]]
     """((weights, statistics), padded batches) -> sums of loss, correct, seen"""
 
@@ -44,11 +46,14 @@ def make_program(
 ) -> Program:
     step_fn, update_fn = steps
 
+    layout = population.layout
+
     def batch_of(state: State, data: Mapping[str, Array], order: Array) -> Mapping[str, Array]:
-        return feed.batch(data, order, jax.random.fold_in(state.key, DATA), state.step)
+        return layout.rows(feed.batch(data, order, jax.random.fold_in(state.key, DATA), state.step))
 
     def order_of(state: State) -> Array:
-        return feed.order(jax.random.fold_in(state.key, DATA), state.step // feed.steps_per_epoch)
+        epoch = state.step // feed.steps_per_epoch
+        return layout.whole(feed.order(jax.random.fold_in(state.key, DATA), epoch))
 
     def chunk(member: State, step: Array, data: Mapping[str, Array], length: Array) -> Any:
         def body(_: Array, carry: Any) -> Any:
@@ -56,6 +61,7 @@ def make_program(
             new_epoch = state.step % feed.steps_per_epoch == 0  # shared by members: a true branch
             order = jax.lax.cond(new_epoch, lambda: order_of(state), lambda: order)
             state, now = step_fn(state, batch_of(state, data, order))
+            state = layout.owned(state)
             return state, order, metrics.merge(now)
 
         state = member.replace(step=step)
@@ -96,5 +102,8 @@ def make_program(
         chunk=run_chunk,
         update=run_update,
         observe=lambda state: compiled_observe(state.replace(step=None)),
+        compile=lambda state, data: compiled_chunk.lower(
+            state.replace(step=None), np.int32(0), data, np.int32(1)
+        ).compile(),
         evaluate=population.compile(evaluate),
     )

@@ -1,11 +1,12 @@
 """The one training step, as two pure functions: the ordinary step and the mask-update step.
 
-In order: weights from the trainables; the dense gradient with respect to those weights (growth wants
-it at pruned places, where the gradient through a masked product is 0); the penalty's gradient; the
-pull back to the trainables and the optimizer, unless an update replaces it; `follow`; on due steps
-`update`. Micro-batches average dense gradients and BatchNorm statistics; the pull is linear and runs
-once. In float16 a step that overflows moves nothing but the step count and the loss scale; an update is
-tried again on the same batch at half the scale, so that none is lost.
+In order: weights from the trainables, made whole where devices own parts of them; the dense gradient
+with respect to those weights (growth wants it at pruned places, where the gradient through a masked
+product is 0); the penalty's gradient; the pull back to the trainables and the optimizer, unless an
+update replaces it; `follow`; on due steps `update`. Micro-batches average dense gradients and BatchNorm
+statistics; the pull is linear and runs once. In float16 a step that overflows moves nothing but the
+step count and the loss scale; an update is tried again on the same batch at half the scale, so that
+none is lost.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from giung2_ext.core.schedules import Schedule
 from giung2_ext.training import loss_scale
 from giung2_ext.training.loss_scale import LossScale
 from giung2_ext.training.optimizers import edit_slots
+from giung2_ext.training.sharding import LOCAL, Layout
 from giung2_ext.training.state import UPDATE, State, averaged_part
 
 Tree = Any
@@ -74,26 +76,49 @@ def evaluate_sums(model: nn.Module, weights: Tree, statistics: Tree, batches: Ba
     return jax.tree.map(lambda x: x.sum(0), jax.lax.map(one, dict(batches)))
 
 
-def make_gradients(model: nn.Module, smoothing: float) -> Callable[..., Any]:
+def cut(batch: Batch, slices: int, shares: int) -> Batch:
+    """The batch as `slices` parts, each with as many rows of every one of `shares` contiguous shares.
+
+    With a share for every device nothing moves between devices; with one the parts are consecutive.
+    """
+
+    def one(x: Array) -> Array:
+        parts = x.reshape(shares, slices, x.shape[0] // (shares * slices), *x.shape[1:])
+        return parts.swapaxes(0, 1).reshape(slices, x.shape[0] // slices, *x.shape[1:])
+
+    return {name: one(x) for name, x in batch.items()}
+
+
+def make_gradients(
+    model: nn.Module, smoothing: float, layout: Layout = LOCAL, shares: int = 1
+) -> Callable[..., Any]:
     """(weights, statistics, batch, slices, offset=None, scale=None) -> dense grads, statistics, metrics.
 
-    The batch is cut into `slices` consecutive parts: gradients are those of the mean over its valid
-    examples, updated statistics the mean over the parts. With `offset`, a tree of gradients, the grads
-    are the pair (mean, mean over parts of |gradient of the part's own mean + offset|). With `scale` the
-    loss is scaled on the way back; the grads are unscaled, in float32.
+    The batch is `cut` into `slices` parts: gradients are those of the mean over its valid examples,
+    updated statistics the mean over the parts. With `offset`, a tree of gradients, the grads are the
+    pair (mean, mean over parts of |gradient of the part's own mean + offset|), and the parts are
+    consecutive. With `scale` the loss is scaled on the way back; the grads are unscaled, in float32.
     """
 
     def loss(
-        weights: Tree, statistics: Tree, batch: Batch, share: Array | None, scale: Array | None
-    ) -> tuple[Array, Any]:
+        weights: Tree, statistics: Tree, batch: Batch, scale: Array | None
+    ) -> tuple[Array, tuple[Tree, Array, Array, Array]]:
         logits, updated = network(model, weights, statistics, batch["images"], train=True)
         valid = batch["valid"]
         each = losses.cross_entropy(logits, batch["labels"], smoothing)
         total = jnp.where(valid, each, 0.0).sum()
         count = valid.sum(dtype=jnp.int32)
         hits = (valid & losses.correct(logits, batch["labels"])).sum(dtype=jnp.int32)
-        mean = total / jnp.maximum(count if share is None else share, 1)
+        mean = total / valid.size  # by a number known beforehand: `unbiased` does the rest
         return mean if scale is None else mean * scale, (updated, total, hits, count)
+
+    def unbiased(grads: Tree, rows: int, count: Array) -> Tree:
+        """From the mean over all rows, padding too, to the mean over those that are valid.
+
+        Afterwards, so that one round of all-reduces carries gradients and count; 1 for a full batch.
+        """
+        factor = rows / jnp.maximum(count, 1)
+        return jax.tree.map(lambda g: g * factor, grads)
 
     def gradients(
         weights: Tree,
@@ -103,34 +128,34 @@ def make_gradients(model: nn.Module, smoothing: float) -> Callable[..., Any]:
         offset: Tree | None = None,
         scale: Array | None = None,
     ) -> tuple[Tree, Tree, tuple[Array, Array, Array]]:
-        # what a part's summed loss is divided by, so that the mean over parts is the batch's mean
-        share = None if offset is not None else batch["valid"].sum(dtype=jnp.int32) / slices
+        rows = batch["valid"].size
 
         def one(part: Batch) -> tuple[Tree, Tree, tuple[Array, Array, Array]]:
-            (_, aux), grads = jax.value_and_grad(loss, has_aux=True)(
-                weights, statistics, part, share, scale
-            )
+            (_, aux), grads = jax.value_and_grad(loss, has_aux=True)(weights, statistics, part, scale)
             if scale is not None:
                 grads = jax.tree.map(lambda g: g / scale, grads)
             if offset is not None:
-                grads = (grads, jax.tree.map(lambda g, o: jnp.abs(g + o), grads, offset))
+                own = unbiased(grads, rows // slices, aux[3])
+                grads = (own, jax.tree.map(lambda g, o: jnp.abs(g + o), own, offset))
             return grads, aux[0], aux[1:]
 
         if slices == 1:
             grads, updated, sums = one(batch)
-            return grads, {**statistics, **updated}, sums
-        parts = jax.tree.map(lambda x: x.reshape(slices, x.shape[0] // slices, *x.shape[1:]), batch)
+        else:
+            parts = layout.rows(cut(batch, slices, 1 if offset is not None else shares), axis=1)
 
-        def add(total: Tree, part: Batch) -> tuple[Tree, None]:
-            return jax.tree.map(jnp.add, total, one(part)), None
+            def add(total: Tree, part: Batch) -> tuple[Tree, None]:
+                return jax.tree.map(jnp.add, total, one(layout.rows(part))), None
 
-        zeros = jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype),
-            jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts)),
-        )
-        (grads, updated, sums), _ = jax.lax.scan(add, zeros, parts)
-        grads, updated = jax.tree.map(lambda x: x / slices, (grads, updated))
-        return grads, {**statistics, **updated}, sums
+            zeros = jax.tree.map(
+                lambda s: jnp.zeros(s.shape, s.dtype),
+                jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts)),
+            )
+            (grads, updated, sums), _ = jax.lax.scan(add, zeros, parts)
+            grads, updated = jax.tree.map(lambda x: x / slices, (grads, updated))
+        if offset is None:
+            grads = unbiased(grads, rows, sums[2])
+        return layout.owned(grads), {**statistics, **updated}, sums
 
     return gradients
 
@@ -145,13 +170,15 @@ def make_step(
     micro_batches: int = 1,
     groups: int = 1,
     average: float | None = None,
+    layout: Layout = LOCAL,
+    shares: int = 1,
 ) -> tuple[Callable[[State, Batch], tuple[State, Metrics]], Callable[..., Any]]:
     """The ordinary step and the mask-update step; both map (state, batch) to (state, metrics).
 
     `groups` is how many parts of the batch |gradient| is averaged over for methods with `group_abs`;
-    `average` is the decay of the state's moving average.
+    `average` is the decay of the state's moving average; micro-batches are `cut` from `shares` shares.
     """
-    gradients = make_gradients(model, smoothing)
+    gradients = make_gradients(model, smoothing, layout, shares)
 
     def differentiate(
         due: bool, state: State, batch: Batch, weights: Tree, offset: Tree
@@ -159,9 +186,11 @@ def make_step(
         """(dense grads, statistics, metrics), whether the grads are finite, the next loss scale."""
         paired = due and method.group_abs
 
+        whole = layout.whole(weights)
+
         def attempt(scale: Array | None) -> Tree:
             slices, pair_with = (groups, offset) if paired else (micro_batches, None)
-            return gradients(weights, state.statistics, batch, slices, pair_with, scale)
+            return gradients(whole, state.statistics, batch, slices, pair_with, scale)
 
         def is_finite(result: Tree) -> Array:
             return loss_scale.all_finite(result[0][0] if paired else result[0])  # without the penalty

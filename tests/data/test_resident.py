@@ -23,7 +23,9 @@ def make_batch(feed):
 
     @jax.jit
     def batch(key, step):
-        return feed.batch(feed.arrays, feed.order(key, step // feed.steps_per_epoch), key, step)
+        return feed.batch(
+            jax.tree.map(jnp.asarray, feed.arrays), feed.order(key, step // feed.steps_per_epoch), key, step
+        )
 
     return lambda key, step: jax.tree.map(np.asarray, batch(key, jnp.int32(step)))
 
@@ -65,7 +67,7 @@ def test_a_batch_is_the_same_however_its_step_was_reached(key):
 
     def body(step, _):
         order = feed.order(key, step // feed.steps_per_epoch)
-        return step + 1, feed.batch(feed.arrays, order, key, step)
+        return step + 1, feed.batch(jax.tree.map(jnp.asarray, feed.arrays), order, key, step)
 
     _, scanned = jax.jit(lambda: jax.lax.scan(body, jnp.int32(3), length=6))()
     for i in range(6):

@@ -25,7 +25,7 @@ def script(tmp_path):
     return run
 
 
-def parse(*arguments, table=flags.ORIGINAL_FLAGS):
+def parse(*arguments, table=flags.FLAGS):
     """The config of a command line; here, unlike there, a later flag replaces an earlier one."""
     arguments = {str(a).partition("=")[0]: a for a in arguments}.values()
     config, _ = flags.parse([str(a) for a in arguments], {"save": None}, IMAGENET, table)
@@ -34,12 +34,12 @@ def parse(*arguments, table=flags.ORIGINAL_FLAGS):
 
 @pytest.fixture
 def train():
-    """What scripts/train.py does, in this process: train(save, *flags) -> result."""
-    return lambda save, *arguments: single.train_one(parse(*arguments), str(save))
+    """What scripts/train.py does, in this process: train(save, *flags) -> result. On one device if not told."""
+    return lambda save, *arguments: single.train_one(parse("--mesh=data:1", *arguments), str(save))
 
 
 @pytest.fixture
 def chain():
     """What scripts/imp.py does, in this process, without the report."""
-    table = flags.ORIGINAL_FLAGS | {"pruning_ratio": "chain.pruning_ratio"}
+    table = flags.FLAGS | {"pruning_ratio": "chain.pruning_ratio"}
     return lambda save, *arguments: imp.run_chain(parse(*arguments, table=table), str(save))

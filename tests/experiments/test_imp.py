@@ -51,8 +51,8 @@ def imp_flags(flags, *more):
 
 
 def test_the_typed_chain_and_imp_compute_the_same_tickets(train, chain, imagenet_flags, tmp_path):
-    type_chain(train, tmp_path / "typed", imagenet_flags, 4, ("--seed=4",))
-    chain(tmp_path / "imp", *imp_flags(imagenet_flags, "--seed=4"))
+    type_chain(train, tmp_path / "typed", imagenet_flags, 4, ("--seed=4", "--mesh=data:2"))
+    chain(tmp_path / "imp", *imp_flags(imagenet_flags, "--seed=4", "--mesh=data:2"))
     typed, found = digests(tmp_path / "typed"), digests(tmp_path / "imp")
     assert typed == found
     assert "iter_000000.ckpt" in typed
@@ -132,7 +132,7 @@ def test_a_cycle_of_a_population_goes_on_with_another_number_of_devices(
     devices, chain, tmp_path, monkeypatch
 ):
     everything = jax.devices()
-    flags = (*QUICK, "--seed=1", "--config.placement.save_every_steps=4", "--config.placement.log_every=2")
+    flags = (*QUICK, "--seed=1", "--save_every=4", "--config.placement.log_every=2")
     chain(tmp_path / "calm", *flags)
     whole = loop.run_loop
 
@@ -155,7 +155,7 @@ def test_a_cycle_of_a_population_goes_on_with_another_number_of_devices(
 
 
 def test_dying_among_the_results_of_a_cycle_repeats_none_of_its_steps(chain, tmp_path, monkeypatch, capsys):
-    flags = (*QUICK, "--seed=1", "--config.chain.cycles=1", "--config.placement.save_every_steps=4")
+    flags = (*QUICK, "--seed=1", "--config.chain.cycles=1", "--save_every=4")
     chain(tmp_path / "calm", *flags)
     write, written = records.write_result, []
 

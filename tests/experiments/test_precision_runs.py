@@ -20,7 +20,7 @@ from giung2_ext.training import loss_scale
 
 DIGITS = f"--config={REPOSITORY / 'configs/imp/digits.py'}:smoke"
 RUN = (DIGITS, "--seed=5", "--optim_ni=30", "--config.evaluation.every=10",
-       "--config.placement.log_every=5", "--config.placement.save_every_steps=5")  # fmt: skip
+       "--config.placement.log_every=5", "--save_every=5")  # fmt: skip
 SPARSE = ("--config.masks.criterion=random", "--config.masks.density=0.1", "--config.masks.prunable=body",
           "--optim_lr=0.01")  # fmt: skip
 EMA = "--config.optim.ema=0.8"

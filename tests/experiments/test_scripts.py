@@ -112,7 +112,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(script, 
     assert read_ticket(tmp_path / "run/last.ckpt").meta["step"] == 40
 
 
-@pytest.mark.parametrize("filled_by", ["tickets.periodic=true", "placement.save_every_steps=10"])
+@pytest.mark.parametrize("filled_by", ["tickets.periodic=true", "placement.save_every=10"])
 def test_a_truly_full_disk_is_told_the_same_way(filled_by, script, tmp_path):
     place = tmp_path / "small"
     place.mkdir()
@@ -153,7 +153,7 @@ def test_an_interrupted_run_says_that_it_can_go_on(tmp_path):
 
 def test_kills_at_random_moments_lose_nothing(script):
     """The full form is `scripts/torture.py --kills=20` with the digits config."""
-    done = script("torture", "--save=t", "--kills=4", f"{DIGITS}", "--save_every_steps=20", "--seed=1")
+    done = script("torture", "--save=t", "--kills=4", f"{DIGITS}", "--save_every=20", "--seed=1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 kills in" in done.stdout
     assert "nothing lost" in done.stdout

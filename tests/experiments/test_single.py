@@ -23,7 +23,7 @@ RUN = (
 )
 RIGL = ("--config.method.name=rigl", "--config.method.every=4", "--config.method.stop=20",
         "--config.masks.criterion=random", "--config.masks.density=0.1")  # fmt: skip
-STATES = ("--config.placement.save_every_steps=5",)
+STATES = ("--save_every=5",)
 
 
 def stop_at(monkeypatch, step):

@@ -10,7 +10,7 @@ from giung2_ext.data import resident
 from giung2_ext.data.sources import digits
 from giung2_ext.training import state as states
 from giung2_ext.training.optimizers import make_optimizer
-from giung2_ext.training.population import Population, stack
+from giung2_ext.training.population import Population
 from giung2_ext.training.program import make_program
 from giung2_ext.training.step import make_step
 
@@ -26,7 +26,7 @@ def make(members, strategy, devices, model="lenet", method="ticket"):
     rule, opt = make_method(method), make_optimizer(*optimizer)
     pair = make_step(network, rule, opt, schedules.constant(0.003))
     feed = resident.make_feed(digits.build().split("train"), 60, "crop")
-    population = Population(members, strategy, jax.devices()[:devices])
+    population = Population(members, strategy, devices=jax.devices()[:devices])
     program = make_program(network, rule, pair, feed, population)
 
     def member(i):
@@ -41,7 +41,7 @@ def make(members, strategy, devices, model="lenet", method="ticket"):
 
 def run(steps, members, strategy="map", devices=2, **options):
     population, program, data, member = make(len(members), strategy, devices, **options)
-    state = population.place(stack([member(i) for i in members])).replace(step=np.int32(0))
+    state = population.join([member(i) for i in members]).replace(step=np.int32(0))
     due = make_method(options.get("method", "ticket")).due or (lambda step: False)
     while state.step < steps:
         if due(int(state.step)):
@@ -82,8 +82,8 @@ def test_the_number_of_devices_changes_no_bit_under_map(devices):
 
 
 def test_filling_members_are_not_seen_outside():
-    population = Population(3, "map", jax.devices()[:2])
-    placed = population.place({"x": np.arange(3.0)})
+    population = Population(3, "map", devices=jax.devices()[:2])
+    placed = population.join([{"x": np.float32(i)} for i in range(3)])
     assert placed["x"].shape == (4,)
     assert population.trim(placed)["x"].tolist() == [0, 1, 2]
     assert [m["x"] for m in population.gather(placed)] == [0, 1, 2]
@@ -91,9 +91,9 @@ def test_filling_members_are_not_seen_outside():
 
 def test_chunks_of_any_length_share_one_program_and_cut_nothing():
     population, program, data, member = make(1, "map", 1)
-    whole = population.place(member(0)).replace(step=np.int32(0))
+    whole = population.join([member(0)]).replace(step=np.int32(0))
     whole, _ = program.chunk(whole, data, 47)  # over two epochs of 20 steps
-    parts = population.place(member(0)).replace(step=np.int32(0))
+    parts = population.join([member(0)]).replace(step=np.int32(0))
     for length in (1, 19, 7, 20):
         parts, _ = program.chunk(parts, data, length)
     assert bits(program.observe(whole)) == bits(program.observe(parts))

@@ -18,7 +18,7 @@ from giung2_ext.training import loss_scale
 from giung2_ext.training import state as states
 from giung2_ext.training.loss_scale import LossScale
 from giung2_ext.training.optimizers import make_optimizer
-from giung2_ext.training.population import Population, stack
+from giung2_ext.training.population import Population
 from giung2_ext.training.program import make_program
 from giung2_ext.training.step import make_gradients, make_step
 
@@ -347,7 +347,7 @@ def programs(members, strategy, method="rigl"):
     rule, optimizer = make_method(method), make_optimizer("sgd", 0.9)
     pair = make_step(network, rule, optimizer, schedules.constant(0.02), average=DECAY)
     feed = resident.make_feed(digits.build().split("train"), 60, "crop")
-    population = Population(members, strategy, jax.devices()[:1])
+    population = Population(members, strategy, devices=jax.devices()[:1])
     program = make_program(network, rule, pair, feed, population)
     return population, program, population.share(feed.arrays)
 
@@ -374,7 +374,7 @@ def member(i, method="rigl"):
 def third_step(kind, scales, strategy="map", members=(0, 1, 2)):
     """Each member after two ordinary steps and one of `kind` with these scales, and that one's metrics."""
     population, program, data = programs(len(members), strategy)
-    state = population.place(stack([member(i) for i in members])).replace(step=np.int32(1))
+    state = population.join([member(i) for i in members]).replace(step=np.int32(1))
     state, metrics = program.chunk(state, data, 2)
     shape = state.loss_scale.scale.shape
     scales = np.asarray(scales, np.float32).reshape(shape)
@@ -427,7 +427,7 @@ def test_a_member_that_overflows_loses_no_update_and_disturbs_no_other(strategy)
 
 def test_a_chunk_counts_the_steps_that_it_skipped_and_the_examples_of_the_others():
     population, program, data = programs(1, "map")
-    state = population.place(scaled(member(0), HUGE)).replace(step=np.int32(1))
+    state = population.join([scaled(member(0), HUGE)]).replace(step=np.int32(1))
     state, metrics = program.chunk(state, data, 120)
     halved = np.log2(HUGE / float(state.loss_scale.scale))
     assert 90 < halved < 115
@@ -462,7 +462,7 @@ def test_keeping_an_average_changes_no_bit_of_the_rest():
 @pytest.mark.parametrize("method", ["ticket", "rigl"])
 def test_a_ticket_holds_the_averaged_weights_under_the_live_mask(method):
     population, program, data = programs(1, "map", method)
-    state = population.place(member(1, method)).replace(step=np.int32(1))
+    state = population.join([member(1, method)]).replace(step=np.int32(1))
     state, _ = program.chunk(state, data, 20)
     if method == "rigl":
         state, _ = program.update(state, data)
@@ -478,7 +478,7 @@ def test_a_ticket_holds_the_averaged_weights_under_the_live_mask(method):
 
 
 def test_a_ticket_holds_the_averaged_batch_statistics():
-    it, alone = bench(), Population(1, "map", jax.devices()[:1])
+    it, alone = bench(), Population(1, "map", devices=jax.devices()[:1])
     *_, state = it.run(2)
     program = make_program(it.model, it.method, (None, None), None, alone)
     _, _, statistics = program.observe(state)

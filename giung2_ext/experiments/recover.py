@@ -1,0 +1,86 @@
+"""Going on from a saved state: the newest that can be read and is what was saved, on any topology.
+
+Every process reads for itself, then all decide together whether a state will do.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from giung2_ext.core.errors import Refusal
+from giung2_ext.experiments.config import with_defaults
+from giung2_ext.experiments.progress import Progress
+from giung2_ext.storage.checkpoints import Damaged, StateStore, checksums
+from giung2_ext.training import processes
+from giung2_ext.training.population import Population
+from giung2_ext.training.state import State
+
+Tree = Any
+
+
+class Found(NamedTuple):
+    """A state to go on from: the wanted members, and which of the saved members they are."""
+
+    step: int
+    members: list[State]
+    rows: list[int]
+    notes: dict[str, Any]
+    older: list[dict[str, Any]]  # the notes of the states that are retained behind it
+
+
+def recover(
+    store: StateStore, population: Population, like: State, identity: list[Any], progress: Progress
+) -> Found | None:
+    """The newest good state; the members may be some of those that were saved."""
+    steps = processes.agree(store.steps)
+    for step in steps:
+        try:
+            problem, (state, notes, sums) = "", _read(store, step, population, like, identity)
+        except Damaged as error:
+            problem, state = str(error), None
+        if processes.all_of(not problem):
+            found = checksums(state)
+            problem = next(
+                (f"{name} is not what was saved" for name in sums if sums[name] != found[name]), ""
+            )
+        if processes.all_of(not problem):
+            break
+        reason = problem or "for another process"
+        progress.line(f"{store.folder}: the state of step {step:,} is damaged ({reason}); trying older")
+    else:
+        return None
+    saved = [with_defaults(recorded) for recorded in notes["identity"]]
+    rows = [saved.index(recipe) for recipe in identity]
+    members = [jax.tree.map(lambda x: x[i], state) if notes["stacked"] else state for i in rows]  # noqa: B023
+    older = processes.agree(lambda: _older(store, [s for s in steps if s < step], notes["identity"]))
+    return Found(step, members, rows, notes, older)
+
+
+def _read(
+    store: StateStore, step: int, population: Population, like: State, identity: list[Any]
+) -> tuple[State, dict[str, Any], dict[str, int]]:
+    notes, sums = store.notes(step), store.checksums(step)
+    saved = [with_defaults(recorded) for recorded in notes["identity"]]
+    if any(recipe not in saved for recipe in identity):
+        raise Refusal(
+            f"{store.folder} holds the running state of other runs, at step {step:,}; finish them "
+            "with the flags they were started with, or delete it"
+        )
+    if notes["stacked"]:
+        axis = (len(saved),)
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(axis + x.shape, x.dtype), like)
+    else:
+        target = population.abstract(like)
+    return store.restore(step, target), notes, sums
+
+
+def _older(store: StateStore, steps: list[int], identity: list[Any]) -> list[dict[str, Any]]:
+    found = []
+    for step in steps:
+        try:
+            notes = store.notes(step)
+        except Damaged:
+            continue
+        if notes["identity"] == identity:
+            found.append({"best": notes["best"]})
+    return found
