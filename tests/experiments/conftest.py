@@ -34,7 +34,7 @@ def parse(*arguments, table=flags.FLAGS):
 
 @pytest.fixture
 def train():
-    """What scripts/train.py does, in this process: train(save, *flags) -> result. On one device if not told."""
+    """What scripts/train.py does, in this process and on one device: train(save, *flags) -> result."""
     return lambda save, *arguments: single.train_one(parse("--mesh=data:1", *arguments), str(save))
 
 

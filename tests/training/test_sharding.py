@@ -85,9 +85,10 @@ def alone():
     return losses, state
 
 
-LOSS, STATE = 1e-4, 2e-4
-"""Relative, of the losses, and absolute, of weights and statistics, over 20 steps in float32. Measured:
-2e-7 and 6e-7, as long as no ReLU falls on the other side of zero; one that does costs a thousand times that."""
+EARLY, LOSS, STATE = 1e-5, 2e-3, 5e-3
+"""Of the first 5 losses and of all (relative), of weights and statistics after 20 steps (absolute), in
+float32. Measured: 2e-7 and 6e-7 after 20 steps too, unless a ReLU falls on the other side of zero, which
+happens in one run of three and grows to 3e-4 and 3e-3."""
 
 LAYOUTS = {
     "replicated, groups local": dict(mesh="data:8"),
@@ -108,6 +109,7 @@ def test_every_layout_trains_as_one_device_does(how, alone):
     if options.get("group", GROUP) != GROUP:
         alone = Run("data:1", group=options["group"]).train()
     losses, state = Run(**options).train()
+    np.testing.assert_allclose(losses[:5], alone[0][:5], rtol=EARLY)
     np.testing.assert_allclose(losses, alone[0], rtol=LOSS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=STATE), state, alone[1])
 
@@ -115,7 +117,7 @@ def test_every_layout_trains_as_one_device_does(how, alone):
 def test_the_group_size_belongs_to_the_recipe(alone):
     """Otherwise the law above would hold of anything."""
     losses, _ = Run("data:8", group=16).train(3)
-    assert abs(losses[2] - alone[0][2]) > 50 * LOSS
+    assert abs(losses[2] - alone[0][2]) > 500 * EARLY
 
 
 @pytest.mark.parametrize("mesh", ["data:8", "data:2,fsdp:4"])
