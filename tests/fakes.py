@@ -1,5 +1,6 @@
 """Small real things to train: a network, data, masks, and a bench that steps any method by hand."""
 
+import importlib.util
 import pathlib
 from typing import Any, NamedTuple
 
@@ -163,3 +164,11 @@ def dying_at(step):
         return whole(*args, on_metrics=watch, **options)
 
     return dying
+
+
+def script_module(name):
+    """scripts/NAME.py, imported."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

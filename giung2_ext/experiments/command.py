@@ -88,7 +88,8 @@ def train_command(
         config, given = flags.parse(arguments, own, str(default), table)
         if not given["save"]:
             raise Refusal("--save=DIR is required")
-        processes.connect(config.placement.distributed, config.placement.lost_after)
+        where = config.placement
+        processes.connect(where.distributed, where.joined_within, where.lost_after)
         processes.listen()
         main(config, given["save"])
 

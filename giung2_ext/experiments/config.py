@@ -97,6 +97,7 @@ def default_config() -> Config:
     c.placement.mesh = config_dict.placeholder(str)  # data:8 or data:4,fsdp:2; all devices on data
     c.placement.grad_accum = "1"  # micro-batches of a batch; auto: as few as fit in memory
     c.placement.distributed = "auto"  # auto | on | off: be one of several processes
+    c.placement.joined_within = 300  # seconds that its processes wait for each other at the start
     c.placement.lost_after = 30  # seconds without a heartbeat until a process is given up, and the job
     c.placement.stalled_after = 1800.0  # seconds without progress of such a job; 0: wait for ever
     c.placement.population = "auto"  # auto | map | vmap

@@ -106,6 +106,7 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "optim.label_smoothing": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "optim.global_clipping": (lambda v: 0 < v < math.inf, "above 0"),
     "optim.ema": (lambda v: 0 < v < 1, "in (0, 1)"),
+    "placement.joined_within": (lambda v: v >= 1, "at least 1"),
     "placement.lost_after": (lambda v: v >= 1, "at least 1"),
     "placement.stalled_after": (lambda v: v >= 0, "at least 0"),
 }

@@ -22,7 +22,6 @@ from jax.sharding import PartitionSpec as P
 
 from giung2_ext.core.errors import Failure, Preempted, Refusal, unknown
 
-JOINED_WITHIN = 300  # seconds that processes wait for each other at the start
 MODES = ("auto", "on", "off")
 
 
@@ -60,10 +59,11 @@ def _has_tpu(environ: Mapping[str, str], devices: pathlib.Path) -> bool:
     return "tpu" in allowed and found and "TPU_SKIP_MDS_QUERY" not in environ
 
 
-def connect(mode: str, lost_after: int) -> None:
+def connect(mode: str, joined_within: int, lost_after: int) -> None:
     """Joins the job that this process is part of, before anything else is asked of JAX.
 
-    A process that dies, or whose heartbeat stops, takes the others down within `lost_after` seconds.
+    The processes wait `joined_within` seconds for each other; later one that dies, or whose heartbeat
+    stops, takes the others down within `lost_after` seconds.
     """
     if mode not in MODES:
         raise unknown("value of --distributed", mode, MODES)
@@ -76,7 +76,7 @@ def connect(mode: str, lost_after: int) -> None:
         jax.distributed.initialize(
             num_processes=launch.processes,
             process_id=launch.this,
-            initialization_timeout=JOINED_WITHIN,
+            initialization_timeout=joined_within,
             heartbeat_timeout_seconds=lost_after,
             shutdown_timeout_seconds=lost_after,
         )
@@ -84,7 +84,7 @@ def connect(mode: str, lost_after: int) -> None:
         what = f"{launch.processes or 'several'} processes (told by {launch.how})"
         raise Refusal(
             f"this was started as one of {what}, and they did not find each other: "
-            f"{str(error).splitlines()[0]}. Start all of them within {JOINED_WITHIN} s; "
+            f"{str(error).splitlines()[0]}. Start all of them within {joined_within} s; "
             "JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them by hand; "
             "--distributed=off runs this process alone"
         ) from error
