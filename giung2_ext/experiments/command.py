@@ -20,6 +20,7 @@ LOST = (
     "that one says. Start the same command in all of them to go on from the newest saved state"
 )
 NOT_A_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
 def guarded(work: Callable[[], None]) -> None:
@@ -27,45 +28,39 @@ def guarded(work: Callable[[], None]) -> None:
     try:
         work()
     except Refusal as error:
-        _leave(str(error), error.status, error.agreed)
+        _leave(
+            str(error), error.status, at_once=processes.joined() and not error.agreed, agreed=error.agreed
+        )
     except KeyboardInterrupt:
-        _leave("interrupted; the same command goes on from the newest saved state", 130)
-    except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-            errno.EACCES,
-            errno.EROFS,
-            *NOT_A_PLACE,
-        ):
-            raise
-        place = f": {error.filename}" if error.filename else ""
-        reason = os.strerror(error.errno)
-        if error.errno in NOT_A_PLACE:
-            _leave(f"not a folder to write to ({reason}){place}", Refusal.status)
-        hint = "what was saved before is whole; mend that and run the same command again"
-        _leave(f"cannot read or write ({reason}){place}; {hint}", Failure.status)
+        again = "interrupted; the same command goes on from the newest saved state"
+        _leave(again, 130, at_once=processes.joined())
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NOT_A_PLACE + CANNOT_WRITE:
+            _leave(_describe(error), Refusal.status if error.errno in NOT_A_PLACE else Failure.status)
         if not processes.joined():
             raise
         traceback.print_exc()
         _leave(f"{type(error).__name__}; {LOST}", Failure.status)
 
 
-def _leave(message: str, status: int, agreed: bool = False) -> None:
-    """Says what is wrong and ends; a process whose others go on does not wait for them."""
+def _describe(error: OSError) -> str:
+    place = f": {error.filename}" if error.filename else ""
+    reason = os.strerror(error.errno or 0)
+    if error.errno in NOT_A_PLACE:
+        return f"not a folder to write to ({reason}){place}"
+    hint = "what was saved before is whole; mend that and run the same command again"
+    return f"cannot read or write ({reason}){place}; {hint}"
+
+
+def _leave(message: str, status: int, at_once: bool = True, agreed: bool = False) -> None:
+    """Says what is wrong and ends; `at_once` without waiting for threads or for a job's other processes."""
     if processes.first():
         print(f"error: {message}", file=sys.stderr, flush=True)
     elif not agreed:
         print(f"error in process {jax.process_index()}: {message}", file=sys.stderr, flush=True)
-    _end(status, agreed)
-
-
-def _end(status: int, agreed: bool) -> None:
-    if processes.joined() and not agreed:
+    if at_once:
         sys.stdout.flush()
-        os._exit(status)  # at an orderly exit it would wait for the others
+        os._exit(status)
     raise SystemExit(status)
 
 

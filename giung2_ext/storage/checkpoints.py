@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +36,21 @@ def _quiet(level: int = logging.INFO) -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+def _hush_threads() -> None:
+    """Silences what orbax's and tensorstore's threads say of a failed write: it is raised all the same."""
+
+    def said(kind: Any, error: Any, trace: Any) -> None:
+        if "Event loop is closed" not in str(error):
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = said
+    logging.getLogger("absl").addFilter(_not_raised_elsewhere)
+
+
+def _not_raised_elsewhere(record: logging.LogRecord) -> bool:
+    return "raised an exception" not in record.getMessage()
 
 
 def _flatten(tree: Tree) -> dict[str, Any]:
@@ -109,6 +125,7 @@ class StateStore:
 
     def _writer(self) -> Any:
         if self._manager is None:
+            _hush_threads()
             with _quiet():
                 self._manager = self._make(max_to_keep=self.keep, create=True)
         return self._manager

@@ -132,23 +132,82 @@ def test_a_truly_full_disk_is_told_the_same_way(filled_by, script, tmp_path):
         subprocess.run(["umount", str(place)], check=True)
 
 
-def test_an_interrupted_run_says_that_it_can_go_on(tmp_path):
-    command = [
-        sys.executable,
-        str(REPOSITORY / "scripts/train.py"),
-        DIGITS,
-        "--save=run",
-        "--optim_ni=2000000",
-    ]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+def test_a_read_only_folder_is_told_and_the_run_goes_on_once_it_can_be_written(script, tmp_path):
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", str(place)], capture_output=True
     )
-    while not (tmp_path / "run/metrics.jsonl").exists() and process.poll() is None:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    if mounted.returncode != 0:
+        pytest.skip("needs the right to mount a small file system (2026-11-21: root only)")
+    try:
+        words = (DIGITS, f"--save={place / 'run'}", "--seed=1", "--optim_ni=2000000")
+        process = start("train", *words)
+        wait_for(process, place / "run/metrics.jsonl")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=120)
+        assert process.returncode == 75
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        message = one_line(script("train", *words), status=1)
+        assert "cannot read or write (Read-only file system)" in message
+        subprocess.run(["mount", "-o", "remount,rw", str(place)], check=True)
+        [state] = (place / "run/states").iterdir()
+        process = start("train", *words)
+        assert (
+            f"continuing from step {int(state.name):,}" in [process.stdout.readline() for _ in range(2)][1]
+        )
+        process.kill()
+        process.communicate()
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def start(name, *words, cwd=None):
+    command = [sys.executable, str(REPOSITORY / f"scripts/{name}.py"), *words]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
+
+
+def wait_for(process, path):
+    while process.poll() is None and not path.exists():
+        time.sleep(0.1)
+
+
+def steps_in(folder):
+    return sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit())
+
+
+@pytest.mark.parametrize(("number", "status", "said"), [
+    (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 75, "told to stop (SIGTERM)"),
+])  # fmt: skip
+def test_a_run_that_is_told_to_stop_saves_first_and_goes_on_from_there(number, status, said, tmp_path):
+    words = (DIGITS, "--save=run", "--optim_ni=2000000", "--save_every=never")
+    process = start("train", *words, cwd=tmp_path)
+    wait_for(process, tmp_path / "run/metrics.jsonl")
+    time.sleep(2)
+    process.send_signal(number)
+    began = time.monotonic()
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert errors.strip() == "error: interrupted; the same command goes on from the newest saved state"
+    assert time.monotonic() - began < 30
+    assert process.returncode == status
+    [step] = steps_in(tmp_path / "run/states")
+    assert errors.strip() == (
+        f"error: {said}; saved at step {step:,}; the same command goes on from the newest saved state"
+    )
+    again = start("train", *words, cwd=tmp_path)
+    assert f"continuing from step {step:,}" in [again.stdout.readline() for _ in range(2)][1]
+    again.kill()
+    again.communicate()
+
+
+def test_a_signal_before_the_first_step_ends_the_process_at_once(tmp_path):
+    process = start("train", DIGITS, "--save=run", "--optim_ni=2000000", cwd=tmp_path)
+    wait_for(process, tmp_path / "run/.lock")
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert errors.startswith("error: told to stop (SIGTERM); ")
 
 
 def test_kills_at_random_moments_lose_nothing(script):

@@ -1,6 +1,7 @@
 """One run in its folder: continued, finished, refused; nothing lost."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -125,15 +126,22 @@ def test_a_network_that_turned_nan_in_its_last_step_is_no_result(train, tmp_path
 
 # What orbax leaves of a restore that failed midway closes its event loop loudly (0.12.8, 2026-11-21).
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_damaged_newest_state_falls_back_to_the_one_before(train, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("how", ["cut short", "readable but another's", "no notes"])
+def test_a_damaged_newest_state_falls_back_to_the_one_before(how, train, tmp_path, monkeypatch, capsys):
     calm = train(tmp_path / "calm", *RUN)
     with monkeypatch.context() as patch:
         stop_at(patch, 20)
         with pytest.raises(Stopped):
             train(tmp_path / "cut", *RUN, *STATES)
-    for file in (tmp_path / "cut/states/15").rglob("*"):
-        if file.is_file() and file.parent.name == "d":
+    newest, before = tmp_path / "cut/states/15", tmp_path / "cut/states/10"
+    if how == "cut short":
+        for file in newest.rglob("d/*"):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif how == "no notes":
+        shutil.rmtree(newest / "notes")
+    else:
+        shutil.rmtree(newest / "state")
+        shutil.copytree(before / "state", newest / "state")
     capsys.readouterr()
     assert train(tmp_path / "cut", *RUN, *STATES) == calm
     said = capsys.readouterr().out
