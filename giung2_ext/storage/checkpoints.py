@@ -10,7 +10,7 @@ import contextlib
 import errno
 import logging
 import os
-import sys
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +21,7 @@ from jax.sharding import SingleDeviceSharding
 
 from giung2_ext.core import select
 from giung2_ext.core.errors import Refusal
+from giung2_ext.storage import paths
 
 Tree = Any
 CHECKSUMS = "checksums"
@@ -38,18 +39,8 @@ def _quiet(level: int = logging.INFO) -> Iterator[None]:
         logging.disable(before)
 
 
-def _hush_threads() -> None:
-    """Silences what orbax's and tensorstore's threads say of a failed write: it is raised all the same."""
-
-    def said(kind: Any, error: Any, trace: Any) -> None:
-        if "Event loop is closed" not in str(error):
-            sys.__excepthook__(kind, error, trace)
-
-    sys.excepthook = said
-    logging.getLogger("absl").addFilter(_not_raised_elsewhere)
-
-
 def _not_raised_elsewhere(record: logging.LogRecord) -> bool:
+    """Of what orbax's threads log, all but the errors that are raised too."""
     return "raised an exception" not in record.getMessage()
 
 
@@ -125,7 +116,7 @@ class StateStore:
 
     def _writer(self) -> Any:
         if self._manager is None:
-            _hush_threads()
+            logging.getLogger("absl").addFilter(_not_raised_elsewhere)
             with _quiet():
                 self._manager = self._make(max_to_keep=self.keep, create=True)
         return self._manager
@@ -165,7 +156,14 @@ class StateStore:
             notes=ocp.args.JsonSave(notes | {CHECKSUMS: checksums(tree)}),
         )
         with self._writing():
+            self._check_room(tree)
             manager.save(step, args=items, force=True)
+
+    def _check_room(self, tree: Tree) -> None:
+        """Before anything is written: a write that fails half-way says so in a hundred lines."""
+        needed = sum(x.nbytes for x in jax.tree.leaves(tree)) // jax.process_count()
+        if paths.is_local(self.folder) and shutil.disk_usage(self.folder).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
     def steps(self) -> list[int]:
         """The steps of the states that are there, newest first."""
