@@ -160,8 +160,8 @@ class StateStore:
             manager.save(step, args=items, force=True)
 
     def _check_room(self, tree: Tree) -> None:
-        """Before anything is written: a write that fails half-way says so in a hundred lines."""
-        needed = sum(x.nbytes for x in jax.tree.leaves(tree)) // jax.process_count()
+        """Before anything is written, for twice the state: a write that fails half-way is a page of errors."""
+        needed = 2 * sum(x.nbytes for x in jax.tree.leaves(tree)) // jax.process_count()
         if paths.is_local(self.folder) and shutil.disk_usage(self.folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
