@@ -15,7 +15,8 @@ is, with every cycle typed by hand,
     and so on.
 
 BatchNorm statistics are those of groups of 256 images, what one of its 8 cores saw of a batch of 2,048,
-on any number of chips; `legacy_scores` ranks weights as it did, `select_on` chooses checkpoints as it did:
+on any number of chips (`--grad_accum=8` on one); on a pod every worker runs the same command, with a `--save`
+that all of them see. `legacy_scores` ranks weights as it did, `select_on` chooses checkpoints as it did:
 
     … --config.start.legacy_scores=true --config.evaluation.select_on=test
 
@@ -30,6 +31,7 @@ from giung2_ext.experiments.config import default_config
 
 def get_config(smoke: bool = False):
     c = default_config()
+    c.placement.log_every = 25  # about 5 s: what SIGTERM waits for
     if smoke:
         c.model.depth, c.model.group_size = 18, 0
         c.feed.batch_size, c.optim.ni, c.chain.rewind_ni, c.chain.cycles = 8, 4, 2, 1

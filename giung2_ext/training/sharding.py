@@ -5,8 +5,10 @@ and masks are whole on every device, or cut over `fsdp` and made whole for the l
 array is cut along its largest axis that divides (ties: the first); those of fewer than `SMALL`
 elements stay whole. XLA is told by constraints and chooses the collectives; axes are `Auto`.
 
-Measured by compiling ResNet-50's step for a TPU v3-8 (batch 2,048, bfloat16, `data:1,fsdp:8`): see
-`owned_axis`.
+Compiled for a TPU v3-8 (ResNet-50, batch 2,048 in groups of 256, bfloat16; XLA's figures, per core):
+`data:8` holds 255 MiB of arrays, peaks at 8,959 MiB and takes 0.1910 s; `fsdp:8` 64 MiB, 8,881 MiB and
+0.1903 s, with 107 all-gathers. Cutting along the last or the input axis instead differs by 0.1%: what
+matters is that weights are made whole explicitly, before the network, and batches cut over both axes.
 """
 
 import math
