@@ -14,8 +14,8 @@ is, with every cycle typed by hand,
         --previous_ckpt=save/imagenet2012/000/best_acc.ckpt --save=save/imagenet2012/001
     and so on.
 
-BatchNorm statistics are those of groups of 256 images, what one of its 8 cores saw of a batch of 2,048,
-on any number of chips (`--grad_accum=8` on one); on a pod every worker runs the same command, with a `--save`
+BatchNorm statistics are those of groups of 256 images, what one of its 8 cores saw of a batch of 2,048, on
+any number of chips (`--grad_accum=8` on one); on a pod every worker runs the same command, with a `--save`
 that all of them see. `legacy_scores` ranks weights as it did, `select_on` chooses checkpoints as it did:
 
     … --config.start.legacy_scores=true --config.evaluation.select_on=test

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from giung2_ext.core import accounting, trees
+from giung2_ext.core import accounting
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Failure, Refusal
 from giung2_ext.experiments.config import Config, recipe, with_defaults
 from giung2_ext.experiments.progress import Progress, percent
+from giung2_ext.experiments.recording import write_parameters, write_start
 from giung2_ext.experiments.recover import recover
 from giung2_ext.experiments.setup import (
     Setup,
@@ -119,36 +120,15 @@ def train(
         for run, (state, _) in zip(runs, starts, strict=True):
             kept = jax.device_get(_count(setup.method.masks(state.trainable, state.method)))
             if processes.first():
-                _write_start(run, setup, kept)
+                write_start(run.folder, run.config, setup, kept)
         results = _train_from(runs, setup, starts, states_folder, progress, label)
         for run, result in zip(runs, results, strict=processes.first()):
             counts = {name: count for name, (count, _) in result["layers"].items()}
-            result["flops"] = _write_parameters(run.folder, counts, setup)._asdict()
+            result["flops"] = write_parameters(run.folder, counts, setup)._asdict()
             records.write_result(run.folder, result)
         for folder in (states_folder, *(run.folder / paths.STATES for run in runs)):
             StateStore(folder, 1).clear()
         return results_of(runs)
-
-
-def _write_start(run: Run, setup: Setup, kept: Tree) -> None:
-    paths.sweep_temporaries(run.folder)
-    session = {
-        "placement": run.config.placement.to_dict() | placed(setup),
-        "chain": run.config.chain.to_dict(),
-        "environment": records.environment(),
-    }
-    records.record_session(run.folder, recipe(run.config), session)
-    counts = {name: int(n) for name, n in trees.named_leaves(kept).items() if n is not None}
-    _write_parameters(run.folder, counts, setup)
-
-
-def placed(setup: Setup) -> dict[str, Any]:
-    """Where a run lies, as it was decided: for its records."""
-    return {
-        "mesh": ",".join(f"{axis}:{size}" for axis, size in setup.population.mesh.shape.items()),
-        "micro_batches": setup.micro_batches,
-        "processes": jax.process_count(),
-    }
 
 
 def _train_from(
@@ -245,26 +225,6 @@ def _diverged(run: Run, step: int) -> Failure:
     )
     error.agreed = True  # metrics are every process's
     return error
-
-
-def _write_parameters(folder: epath.Path, kept: dict[str, int], setup: Setup) -> accounting.Totals:
-    """parameters.txt: every leaf with what masks keep of it, and what it costs; returns the FLOPs."""
-    rows = accounting.layers(setup.shapes, kept, setup.uses)
-    weights, flops = accounting.totals(rows, setup.uses)
-    try:
-        from clu import parameter_overview
-    except ImportError:  # it is for reading, not for training
-        return flops
-    lines = [
-        parameter_overview.make_table(
-            rows, value_formatter=lambda v: f"{v:,}" if type(v) is int else str(v)
-        ),
-        accounting.describe_weights(weights),
-        accounting.describe_flops(flops),
-        "Kept is None where a leaf is not prunable; FLOPs are those of convolutions and matrix products",
-    ]
-    paths.write_bytes(folder / "parameters.txt", "\n".join([*lines, ""]).encode())
-    return flops
 
 
 def density_text(result: dict[str, Any]) -> str:

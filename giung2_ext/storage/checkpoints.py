@@ -160,7 +160,7 @@ class StateStore:
             manager.save(step, args=items, force=True)
 
     def _check_room(self, tree: Tree) -> None:
-        """Before writing, for twice the state: a write that fails midway is a page of errors."""
+        """Before writing, for twice the state: one that fails midway is a page of errors."""
         needed = 2 * sum(x.nbytes for x in jax.tree.leaves(tree)) // jax.process_count()
         if paths.is_local(self.folder) and shutil.disk_usage(self.folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
