@@ -16,6 +16,7 @@ def main(config, save):
     folder = imp.run_chain(config, save)
     if processes.first():
         chain.write_report(folder)
+    processes.together("the report is written")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ OWN = {
 }
 LOST_AFTER = 10  # seconds until the others notice: config.placement.lost_after and joined_within
 PATIENCE = 60  # for them to end after that, on a machine that is busy
+LONGEST = 3600  # seconds that an undisturbed chain may take
 
 
 class Job:
@@ -67,28 +68,40 @@ class Job:
     def said(self, index: int = 0) -> str:
         return self.output(index).read_text(errors="replace")
 
-    def ends_within(self, seconds: float | None) -> bool:
-        until = None if seconds is None else time.monotonic() + seconds
+    def ends_within(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
         try:
             for process in self.running:
-                process.wait(None if until is None else max(0.0, until - time.monotonic()))
+                process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             return False
         return True
 
+    def finish(self) -> None:
+        """To its own end, which must come."""
+        if not self.ends_within(LONGEST):
+            self.end()
+            raise Failure(f"the job hangs: not done after {LONGEST} s; it says {self.said()[-2000:]}")
+        self.check()
+
+    def end(self) -> None:
+        for process in self.running:
+            process.kill()
+            process.wait()
+
     def kill(self, index: int) -> float:
         """Kills one process; the others must end by themselves. Returns how long that took."""
+        self.check()  # one that has crashed by itself is not to be counted as killed
         began = time.monotonic()
         self.running[index].send_signal(signal.SIGKILL)
         if not self.ends_within(LOST_AFTER + PATIENCE):
-            for process in self.running:
-                process.kill()
+            self.end()
             raise Failure(f"the job outlived process {index} by {LOST_AFTER + PATIENCE} s")
         return time.monotonic() - began
 
     def check(self) -> None:
         for index, process in enumerate(self.running):
-            if process.returncode != 0:
+            if process.poll() not in (None, 0):
                 raise Failure(
                     f"process {index} ended with {process.returncode}: {self.said(index)[-2000:]}"
                 )
@@ -123,8 +136,7 @@ def main():
 
     began = time.monotonic()
     job = start(root / "calm")
-    job.ends_within(None)
-    job.check()
+    job.finish()
     calm_seconds = time.monotonic() - began
     print(f"undisturbed: {calm_seconds:.0f} s", flush=True)
 
@@ -134,10 +146,12 @@ def main():
     slowest = 0.0
     killed = root / "killed_0"
     while True:
-        moment = draw.uniform(0.5, longest) if done < kills else None
         job = start(killed)
+        moment = draw.uniform(0.5, longest) if done < kills else LONGEST
         finished = job.ends_within(moment)
-        if not finished:
+        if done >= kills:
+            job.finish()
+        elif not finished:
             victim = draw.randrange(processes)
             took = job.kill(victim)
             slowest = max(slowest, took)

@@ -18,11 +18,11 @@ class Failure(Refusal):
     status = 1
 
 
-class Preempted(Refusal):
-    """The run was told to stop and has saved its state: nothing is wrong, the same command goes on."""
+class Stopped(KeyboardInterrupt):
+    """A signal asked to stop: the same command goes on. `except Exception` lets it pass."""
 
     status = 75  # EX_TEMPFAIL: try again
-    agreed = True
+    agreed = False
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -10,17 +10,18 @@ from collections.abc import Callable
 
 import jax
 
-from giung2_ext.core.errors import Failure, Refusal
+from giung2_ext.core.errors import Failure, Refusal, Stopped
 from giung2_ext.experiments import flags
 from giung2_ext.experiments.config import Config
-from giung2_ext.training import processes
+from giung2_ext.experiments.setup import check_config
+from giung2_ext.storage.checkpoints import CANNOT_WRITE
+from giung2_ext.training import processes, signals
 
 LOST = (
     "if it speaks of a closed connection or of a barrier, another process of the job has ended: see what "
     "that one says. Start the same command in all of them to go on from the newest saved state"
 )
 NOT_A_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
 def guarded(work: Callable[[], None]) -> None:
@@ -31,9 +32,10 @@ def guarded(work: Callable[[], None]) -> None:
         _leave(
             str(error), error.status, at_once=processes.joined() and not error.agreed, agreed=error.agreed
         )
+    except Stopped as error:
+        _leave(str(error), error.status, at_once=not error.agreed, agreed=error.agreed)
     except KeyboardInterrupt:
-        again = "interrupted; the same command goes on from the newest saved state"
-        _leave(again, 130, at_once=processes.joined())
+        _leave("interrupted", 130)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NOT_A_PLACE + CANNOT_WRITE:
             _leave(_describe(error), Refusal.status if error.errno in NOT_A_PLACE else Failure.status)
@@ -84,8 +86,9 @@ def train_command(
         if not given["save"]:
             raise Refusal("--save=DIR is required")
         where = config.placement
+        check_config(config)
         processes.connect(where.distributed, where.joined_within, where.lost_after)
-        processes.listen()
+        signals.listen()
         main(config, given["save"])
 
     guarded(work)

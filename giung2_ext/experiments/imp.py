@@ -26,8 +26,8 @@ from giung2_ext.experiments.config import Config
 from giung2_ext.experiments.progress import Progress, clock, percent
 from giung2_ext.experiments.single import (
     Run,
+    check_job,
     check_precision,
-    check_shared,
     density_text,
     results_of,
     settled,
@@ -35,6 +35,7 @@ from giung2_ext.experiments.single import (
 )
 from giung2_ext.storage import locks, paths, records
 from giung2_ext.training import processes
+from giung2_ext.training.sharding import read_sizes
 
 ARMS = ("reinit",)  # controls: the ticket's masks on freshly initialised weights
 
@@ -128,7 +129,7 @@ class Story:
 
     def __init__(self, config: Config, save: epath.Path, chains: Sequence[Chain]):
         self.config, self.save, self.chains = config, save, chains
-        self.setups = setups.Setups()
+        self.setups = setups.Setups(together=len(chains) > 1)
         self.held = list(dict.fromkeys([save, *(chain.base for chain in chains)]))
         cycles = (config.chain.cycles + 1) * config.optim.ni
         self.progress = Progress(cycles + config.chain.rewind_ni)
@@ -185,26 +186,26 @@ def run_chain(config: Config, save: str) -> epath.Path:
     folder = epath.Path(save)
     members = config.chain.trials * (1 + len(config.chain.arms))
     use_cpu_cores(members)
-    check_shared(folder)
+    check_job(folder, config)
     processes.agree(lambda: check_layout(config, folder))
     config = config.copy_and_resolve_references()
-    if members > 1:
-        if config.placement.mesh is not None:
-            raise Refusal(
-                f"--mesh={config.placement.mesh}: the {members} members of this chain (trials and "
-                "arms) have a device each; cut one over several with --config.chain.trials=1 and no arms"
-            )
-        config.placement.mesh = setups.TOGETHER
+    if members > 1 and config.placement.mesh:
+        read_sizes(config.placement.mesh)
+        raise Refusal(
+            f"--mesh={config.placement.mesh}: the {members} members of this chain (trials and arms) have a "
+            "device each; cut one over several with --config.chain.trials=1 --config.chain.arms="
+        )
     chains = plan_chains(config, folder)
     config.precision = rewind_run(config, chains[0]).config.precision  # one for the whole chain
     setups.check_config(config)
+    setups.check_placement(config, len(chains) > 1)
     story = Story(config, folder, chains)
     story.progress.line(
         f"imp · {config.model.name} on {config.data.name} · rewind point {config.chain.rewind_ni:,} steps, "
         f"dense cycle and {config.chain.cycles} cycles of {config.optim.ni:,} keeping "
         f"{config.chain.pruning_ratio:g} · {config.chain.trials} trial(s)"
         f"{''.join(f' + {arm}' for arm in config.chain.arms)} · seed {chains[0].seed} · "
-        f"{config.precision} on {setups.describe_devices(config)} → {folder}"
+        f"{config.precision} on {setups.describe_devices(config, len(chains) > 1)} → {folder}"
     )
     with contextlib.ExitStack() as open_until_done:
         processes.agree(lambda: open_until_done.enter_context(locks.locked(story.held)))

@@ -25,14 +25,15 @@ class Found(NamedTuple):
     members: list[State]
     rows: list[int]
     notes: dict[str, Any]
-    older: list[dict[str, Any]]  # the notes of the states that are retained behind it
+    older: dict[int, dict[str, Any]]  # the notes of the states that are retained behind it
 
 
 def recover(
     store: StateStore, population: Population, like: State, identity: list[Any], progress: Progress
 ) -> Found | None:
     """The newest good state; the members may be some of those that were saved."""
-    steps = processes.agree(store.steps)
+    steps, damaged = processes.agree(store.steps), []
+    state = None
     for step in steps:
         try:
             problem, (state, notes, sums) = "", _read(store, step, population, like, identity)
@@ -40,20 +41,30 @@ def recover(
             problem, state = str(error), None
         if processes.all_of(not problem):
             found = checksums(state)
-            problem = next(
-                (f"{name} is not what was saved" for name in sums if sums[name] != found[name]), ""
-            )
+            wrong = [name for name in sums if sums[name] != found[name]]
+            problem = f"{wrong[0]} is not what was saved" if wrong else ""
         if processes.all_of(not problem):
             break
         reason = problem or "for another process"
         progress.line(f"{store.folder}: the state of step {step:,} is damaged ({reason}); trying older")
+        damaged.append(step)
     else:
+        state = None
+    if processes.first():
+        store.set_aside(damaged)
+    processes.together("damaged states are set aside")
+    if state is None:
         return None
     saved = [with_defaults(recorded) for recorded in notes["identity"]]
     rows = [saved.index(recipe) for recipe in identity]
-    members = [jax.tree.map(lambda x: x[i], state) if notes["stacked"] else state for i in rows]  # noqa: B023
-    older = processes.agree(lambda: _older(store, [s for s in steps if s < step], notes["identity"]))
+    members = [jax.tree.map(lambda x: x[i], state) if _stacked(notes) else state for i in rows]  # noqa: B023
+    older = _older(store, [s for s in steps if s < step], notes["identity"]) if processes.first() else {}
     return Found(step, members, rows, notes, older)
+
+
+def _stacked(notes: dict[str, Any]) -> bool:
+    """Whether a state has an axis of members; before it was noted, several members told it."""
+    return notes.get("stacked", len(notes["identity"]) > 1)
 
 
 def _read(
@@ -66,7 +77,7 @@ def _read(
             f"{store.folder} holds the running state of other runs, at step {step:,}; finish them "
             "with the flags they were started with, or delete it"
         )
-    if notes["stacked"]:
+    if _stacked(notes):
         axis = (len(saved),)
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(axis + x.shape, x.dtype), like)
     else:
@@ -74,13 +85,13 @@ def _read(
     return store.restore(step, target), notes, sums
 
 
-def _older(store: StateStore, steps: list[int], identity: list[Any]) -> list[dict[str, Any]]:
-    found = []
+def _older(store: StateStore, steps: list[int], identity: list[Any]) -> dict[int, dict[str, Any]]:
+    found = {}
     for step in steps:
         try:
             notes = store.notes(step)
         except Damaged:
             continue
         if notes["identity"] == identity:
-            found.append({"best": notes["best"]})
+            found[step] = notes
     return found

@@ -27,6 +27,7 @@ from giung2_ext.data.source import Source
 from giung2_ext.experiments.config import Config, options_of
 from giung2_ext.training import accumulation
 from giung2_ext.training import step as steps
+from giung2_ext.training.hooks import SaveEvery
 from giung2_ext.training.optimizers import make_optimizer
 from giung2_ext.training.population import Population
 from giung2_ext.training.processes import agree
@@ -96,7 +97,6 @@ def count_uses(model: nn.Module, image_shape: Sequence[int]) -> tuple[Tree, Tree
     return shapes, statistics, accounting.uses(forward, shapes, (statistics, image))
 
 
-TOGETHER = "together"  # config.placement.mesh of a chain of several members
 FITS = 0.92  # of a device's memory; evaluation and fragments have the rest
 
 BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -140,6 +140,7 @@ def check_config(config: Config) -> None:
         )
     if config.evaluation.select_on == "train":
         raise Refusal("config.evaluation.select_on must be a split that is not trained on")
+    SaveEvery.read(config.placement.save_every)
     if config.precision is not None and config.precision not in PRECISIONS:
         raise unknown("value of config.precision", config.precision, PRECISIONS)
 
@@ -151,20 +152,27 @@ def rate_of(config: Config) -> schedules.Schedule:
     return schedules.warmup_cosine(optim.lr, optim.ni)
 
 
-def make_population(config: Config, members: int) -> Population:
-    """`together` (a chain of several members) gives every member one device, else one has the mesh."""
+def make_population(config: Config, members: int, together: bool) -> Population:
+    """Members of a chain that has several (`together`) have one device each; any other run the mesh."""
     where = config.placement
-    if where.mesh == TOGETHER:
+    if together:
         return Population(members, where.population)
-    return Population(members, where.population, read_mesh(where.mesh, config.feed.batch_size))
+    return Population(members, where.population, read_mesh(where.mesh or None, config.feed.batch_size))
 
 
-def describe_devices(config: Config) -> str:
+def check_placement(config: Config, together: bool = False) -> None:
+    """Refuses a mesh or a cut that cannot be, before a folder is touched."""
+    devices = make_population(config, 1, together).layout.devices
+    if config.placement.grad_accum != "auto":
+        check_cut(config, devices)
+
+
+def describe_devices(config: Config, together: bool = False) -> str:
     """What trains: `data:8 of 8 tpu device(s) (TPU v3)`."""
     devices, count = jax.devices(), jax.process_count()
     axes = ""
-    if config.placement.mesh != TOGETHER:
-        mesh = make_population(config, 1).mesh
+    if not together:
+        mesh = make_population(config, 1, together).mesh
         axes = ",".join(f"{axis}:{size}" for axis, size in mesh.shape.items() if size > 1) or "one"
     return (
         f"{axes and f'{axes} of '}{len(devices)} {devices[0].platform} device(s) "
@@ -182,15 +190,17 @@ def check_cut(config: Config, devices: int) -> int:
     """config.placement.grad_accum as a number; one that would change the recipe is refused."""
     text, allowed = config.placement.grad_accum, cuts(config, devices)
     if not text.isdigit() or int(text) not in allowed:
+        group = options_of(config, "model").get("group_size")
+        whole = "" if group is None else f" and keeps BatchNorm's groups whole ({group or 'all'} examples)"
         raise Refusal(
-            f"--grad_accum={text}: a batch of {config.feed.batch_size} on {devices} device(s) can be cut "
-            f"into {', '.join(map(str, allowed))} micro-batches, or auto (whole BatchNorm groups of "
-            "config.model.group_size, 0 being the whole batch, and equal shares of the devices)"
+            f"--grad_accum={text}: a batch of {config.feed.batch_size} can be cut into "
+            f"{', '.join(map(str, allowed))} micro-batches, or auto; "
+            f"each divides over {devices} device(s){whole}"
         )
     return int(text)
 
 
-def make_setup(config: Config, members: int) -> Setup:
+def make_setup(config: Config, members: int, together: bool = False) -> Setup:
     check_config(config)
     source = load_source(config)
     options = options_of(config, "model")
@@ -199,7 +209,7 @@ def make_setup(config: Config, members: int) -> Setup:
     method = discovery.build(
         giung2_ext.methods, "method", config.method.name, **options_of(config, "method")
     )
-    population = make_population(config, members)
+    population = make_population(config, members, together)
     layout = population.layout
     optim = config.optim
     optimizer = make_optimizer(optim.name, optim.momentum, optim.weight_decay, optim.global_clipping)
@@ -238,7 +248,8 @@ def make_setup(config: Config, members: int) -> Setup:
 
     if config.placement.grad_accum == "auto":
         limit = FITS * agree(accumulation.device_memory)
-        micro_batches = accumulation.fewest(need, cuts(config, layout.devices), limit)
+        counted = accumulation.fewest(need, cuts(config, layout.devices), limit)
+        micro_batches = agree(lambda: counted)
     else:
         micro_batches = check_cut(config, layout.devices)
 
@@ -266,7 +277,8 @@ def make_setup(config: Config, members: int) -> Setup:
 class Setups:
     """Setups by what they depend on, so that cycles share compiled programs."""
 
-    def __init__(self) -> None:
+    def __init__(self, together: bool = False) -> None:
+        self.together = together
         self._made: dict[str, Setup] = {}
 
     def get(self, config: Config, members: int) -> Setup:
@@ -275,5 +287,5 @@ class Setups:
             del plain[key]
         key = json.dumps([plain, members], sort_keys=True)
         if key not in self._made:
-            self._made[key] = make_setup(config, members)
+            self._made[key] = make_setup(config, members, self.together)
         return self._made[key]

@@ -5,9 +5,10 @@ continued from its newest state; one with another recipe is refused with the dif
 """
 
 import contextlib
+import json
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,13 +25,14 @@ from giung2_ext.experiments.setup import (
     Setup,
     Setups,
     check_config,
+    check_placement,
     describe_devices,
     mixed_precision,
 )
 from giung2_ext.experiments.start import check_start, start_state
 from giung2_ext.storage import locks, paths, records, tickets
 from giung2_ext.storage.checkpoints import StateStore
-from giung2_ext.training import processes
+from giung2_ext.training import processes, signals
 from giung2_ext.training.hooks import Keeper, Member, SaveEvery, Scores
 from giung2_ext.training.loop import NonFinite, run_loop
 from giung2_ext.training.state import State
@@ -76,9 +78,9 @@ def settled(folder: epath.Path, config: Config, seed: int | None = None) -> Conf
             precision = mixed_precision() if config.mixed_precision else "float32"
         return chosen, precision
 
-    settled = config.copy_and_resolve_references()
-    settled.seed, settled.precision = processes.agree(decide)
-    return settled
+    decided = config.copy_and_resolve_references()
+    decided.seed, decided.precision = processes.agree(decide)
+    return decided
 
 
 def results_of(runs: Sequence[Run]) -> list[dict[str, Any] | None]:
@@ -112,20 +114,24 @@ def train(
         processes.agree(lambda: open_until_done.enter_context(locks.locked(folders)))
         if any(results_of(runs)):
             raise Refusal(f"{label} was finished by another process meanwhile; run the command again")
+        alive = open_until_done.enter_context(signals.watched(runs[0].config.placement.stalled_after))
         setup = setups.get(runs[0].config, len(runs))
         if setup.micro_batches > 1:
             size = runs[0].config.feed.batch_size // setup.micro_batches
             progress.line(f"{label}: {setup.micro_batches} micro-batches of {size:,}")
         starts = [start_state(run.config, setup) for run in runs]
+        parents = [lineage["parents"] for _, lineage in starts]
+        processes.check_same(parents, "the checkpoints that they read; start them again")
         for run, (state, _) in zip(runs, starts, strict=True):
             kept = jax.device_get(_count(setup.method.masks(state.trainable, state.method)))
             if processes.first():
                 write_start(run.folder, run.config, setup, kept)
-        results = _train_from(runs, setup, starts, states_folder, progress, label)
-        for run, result in zip(runs, results, strict=processes.first()):
-            counts = {name: count for name, (count, _) in result["layers"].items()}
-            result["flops"] = write_parameters(run.folder, counts, setup)._asdict()
-            records.write_result(run.folder, result)
+        results = _train_from(runs, setup, starts, states_folder, progress, label, alive)
+        if processes.first():
+            for run, result in zip(runs, results, strict=True):
+                counts = {name: count for name, (count, _) in result["layers"].items()}
+                result["flops"] = write_parameters(run.folder, counts, setup)._asdict()
+                records.write_result(run.folder, result)
         for folder in (states_folder, *(run.folder / paths.STATES for run in runs)):
             StateStore(folder, 1).clear()
         return results_of(runs)
@@ -138,6 +144,7 @@ def _train_from(
     states_folder: epath.Path,
     progress: Progress,
     label: str,
+    alive: Callable[[], None],
 ) -> list[dict[str, Any]]:
     config = runs[0].config
     where = config.placement
@@ -166,7 +173,7 @@ def _train_from(
         lambda now, scores: progress.sign_of_life(_scores_line(label, now, scores, progress)),
     )
     if found is not None:
-        keeper.recall(found.notes, found.older, found.rows)
+        keeper.recall(found.step, found.notes, found.older, found.rows)
         progress.line(f"{label}: continuing from step {step:,}")
     periodic = config.tickets.every if config.tickets.periodic else None
     every = SaveEvery.read(where.save_every)
@@ -183,7 +190,7 @@ def _train_from(
 
     progress.open(label, config.optim.ni, step)
     try:
-        with processes.watched(where.stalled_after) as alive, processes.in_loop():
+        with signals.in_loop():
             state = run_loop(
                 setup.program,
                 state,
@@ -194,7 +201,7 @@ def _train_from(
                 log_every=where.log_every,
                 on_metrics=on_metrics,
             )
-        return keeper.finish(config.optim.ni, state)
+            return keeper.finish(config.optim.ni, state)
     except NonFinite as error:
         raise _diverged(runs[min(error.member, len(runs) - 1)], error.step) from error
     finally:
@@ -235,9 +242,10 @@ def train_one(config: Config, save: str) -> dict[str, Any]:
     """What scripts/train.py does: one run in one folder."""
     folder = epath.Path(save)
     check_precision(config)
-    check_shared(folder)
+    check_job(folder, config)
     run = Run(folder, settled(folder, config))
     check_config(run.config)
+    check_placement(run.config)
     [result] = results_of([run])
     progress = Progress(config.optim.ni, patience=0.0)
     if result is not None:
@@ -254,17 +262,28 @@ def train_one(config: Config, save: str) -> dict[str, Any]:
     return result
 
 
-def check_shared(folder: epath.Path) -> None:
-    """Refuses a folder that the processes of a job do not all see."""
-    mark = folder / ".shared"
-
-    def write(text: str) -> None:
+def check_job(folder: epath.Path, config: Config) -> None:
+    """Refuses a job whose processes were not given the same command, or do not see the same folder."""
+    processes.check_same(
+        json.loads(config.to_json_best_effort()), "their command: give all of them the same"
+    )
+    processes.agree(lambda: tickets.refuse_inside(folder))
+    if not processes.joined():
+        return
+    mark = folder / f".seen_{processes.agree(lambda: secrets.token_hex(4))}.tmp"
+    if processes.first():
         folder.mkdir(parents=True, exist_ok=True)
-        paths.write_bytes(mark, text.encode())
-
-    processes.check_shared(write, lambda: mark.read_text() if mark.exists() else None)
-    if processes.joined() and processes.first():
-        mark.unlink(missing_ok=True)
+        mark.write_text("does every process see this?")
+    processes.together("mark")
+    try:
+        processes.require(
+            mark.exists(),
+            f"the processes of this job do not all see {folder}: name a --save on a shared file system "
+            "or in an object store (gs://bucket/...)",
+        )
+    finally:
+        if processes.first():
+            mark.unlink(missing_ok=True)
 
 
 def summary(result: dict[str, Any], folder: epath.Path) -> str:

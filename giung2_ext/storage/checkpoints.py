@@ -7,11 +7,13 @@ is kept with it: a state that is not what was saved is not gone on from.
 """
 
 import contextlib
+import copy
 import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -25,7 +27,7 @@ from giung2_ext.storage import paths
 
 Tree = Any
 CHECKSUMS = "checksums"
-FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -140,7 +142,7 @@ class StateStore:
             try:
                 yield
             except Exception as error:
-                number = next((n for n in FULL_OR_CLOSED if os.strerror(n) in str(error)), None)
+                number = next((n for n in CANNOT_WRITE if os.strerror(n) in str(error)), None)
                 if number is None:
                     raise
                 raise OSError(number, os.strerror(number), str(self.folder)) from error
@@ -153,7 +155,7 @@ class StateStore:
             return  # the same state, asked for by two clocks
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(_flatten(tree)),
-            notes=ocp.args.JsonSave(notes | {CHECKSUMS: checksums(tree)}),
+            notes=ocp.args.JsonSave(copy.deepcopy(notes) | {CHECKSUMS: checksums(tree)}),
         )
         with self._writing():
             self._check_room(tree)
@@ -161,8 +163,9 @@ class StateStore:
 
     def _check_room(self, tree: Tree) -> None:
         """Before writing, for twice the state: one that fails midway is a page of errors."""
-        needed = 2 * sum(x.nbytes for x in jax.tree.leaves(tree)) // jax.process_count()
-        if paths.is_local(self.folder) and shutil.disk_usage(self.folder).free < needed:
+        needed = 2 * sum(x.nbytes for x in jax.tree.leaves(tree))
+        mine = jax.process_index() == 0 and paths.is_local(self.folder)
+        if mine and shutil.disk_usage(self.folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
     def steps(self) -> list[int]:
@@ -212,7 +215,15 @@ class StateStore:
 
     def checksums(self, step: int) -> dict[str, int]:
         """Those of the state when it was saved."""
-        return self._notes(step)[CHECKSUMS]
+        return self._notes(step).get(CHECKSUMS, {})  # none of a state that was saved before there were any
+
+    def set_aside(self, steps: Iterable[int]) -> None:
+        """Moves damaged states away, where they are no more in the way of the next of their step."""
+        self.close()
+        aside = self.folder.parent / paths.DAMAGED
+        for step in steps:
+            aside.mkdir(parents=True, exist_ok=True)
+            (self.folder / str(step)).rename(aside / f"{self.folder.name}_{step}_{uuid.uuid4().hex[:8]}")
 
     def clear(self) -> None:
         self.close()

@@ -3,6 +3,7 @@
     save/<run>/ config.json metrics.jsonl result.json parameters.txt .lock
         tickets/<digest>/   immutable; last.ckpt, best_acc.ckpt and iter_016000.ckpt point at one
         states/<step>/      resumable training states (`chain_states/NNN` for a population's cycle)
+        damaged/            states that could not be read or were not what was saved
         000/ 001/ ...       cycles, runs of their own; trial_<i>/ and <arm>/ hold chains of their own
 
 A name is a symbolic link on a disk and a small file with the target's path on an object store.
@@ -15,7 +16,7 @@ from etils import epath
 
 from giung2_ext.core.errors import Refusal
 
-TICKETS, STATES, CHAIN_STATES = "tickets", "states", "chain_states"
+TICKETS, STATES, CHAIN_STATES, DAMAGED = "tickets", "states", "chain_states", "damaged"
 LAST, BEST = "last.ckpt", "best_acc.ckpt"
 POINTER = "giung2-ext-pointer:"
 

@@ -20,8 +20,7 @@ def possible(batch_size: int, devices: int, group: int | None) -> list[int]:
     if group == 0:
         return [1]
     unit = math.lcm(devices, group or 1)
-    counts = [n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n % unit == 0]
-    return counts or [1]
+    return [n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n % unit == 0]
 
 
 def shares(batch_size: int, devices: int, group: int | None, micro_batches: int) -> int:
@@ -39,14 +38,18 @@ def device_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
 
 
-def needed(compile_step: Callable[[], jax.stages.Compiled]) -> float:
-    """Bytes that a compiled program needs on one device; infinite if it cannot even be compiled."""
+def needed(compile_steps: Callable[[], Sequence[jax.stages.Compiled]]) -> float:
+    """The most bytes that a compiled program needs on one device; infinite if it cannot be compiled."""
     try:
-        analysis: Any = compile_step().memory_analysis()
+        return max(_needed(compiled) for compiled in compile_steps())
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             return math.inf
         raise
+
+
+def _needed(compiled: jax.stages.Compiled) -> float:
+    analysis: Any = compiled.memory_analysis()
     whole = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
     return float(max(analysis.peak_memory_in_bytes, whole - analysis.alias_size_in_bytes))
 

@@ -17,7 +17,7 @@ from giung2_ext.core.errors import Refusal
 from giung2_ext.storage import paths, tickets
 from giung2_ext.storage.checkpoints import StateStore
 from giung2_ext.storage.records import MetricsLog
-from giung2_ext.training import processes
+from giung2_ext.training import processes, signals
 from giung2_ext.training.loop import Hook, NonFinite
 from giung2_ext.training.population import Population
 from giung2_ext.training.program import Program
@@ -96,9 +96,10 @@ class Keeper:
         self._train: Metrics | None = None
         self._seen: tuple[int, Any] = (-1, None)  # what was observed last, on the device
         self._held: tuple[int, Any] = (-1, None)  # and on the host, member by member
-        self._protected: list[list[str]] = []  # the best of every state that is retained
+        self._protected: dict[int, list[str]] = {}  # the members' bests at every step that is retained
         self._saved_at = time.monotonic()
-        self._any = processes.Ballot()
+        self._vote = processes.Ballot()
+        self._wishes: tuple[int, ...] = (0, 0)
 
     def hooks(
         self,
@@ -112,14 +113,25 @@ class Keeper:
             hooks.append(Hook(tickets_every, self.keep_iteration, at_start=True))
         if save_every.steps:
             hooks.append(Hook(save_every.steps, self.save))
-        if save_every.seconds:
-            late = lambda: time.monotonic() - self._saved_at >= save_every.seconds  # noqa: E731
-            hooks.append(Hook(log_every, self.save, ready=lambda: self._any(late())))
-        hooks.append(Hook(log_every, self.leave, ready=processes.told_to_stop))
+        hooks.append(Hook(log_every, self.answer, ready=lambda: self._asked(save_every.seconds)))
         return hooks
+
+    def _asked(self, seconds: float) -> bool:
+        """Whether the clock or a signal, of any process, asks for a state."""
+        late = seconds > 0 and time.monotonic() - self._saved_at >= seconds
+        self._wishes = self._vote(late, signals.received())
+        return any(self._wishes)
+
+    def answer(self, step: int, state: State) -> None:
+        """Saves because it is time, or because of a signal, and then leaves."""
+        self.save(step, state)
+        if self._wishes[1]:
+            self.store.close()
+            raise signals.stopped(self._wishes[1], f"saved at step {step:,}", agreed=True)
 
     def on_metrics(self, metrics: Metrics) -> None:
         """Adds a chunk's sums to what the next evaluation reports as training scores."""
+        self._seen = self._held = (-1, None)  # of a step that has passed: they fill the devices
         metrics = jax.tree.map(lambda x: x[: len(self.members)], metrics)  # without filling
         if self._train is not None:
             metrics = jax.tree.map(np.add, self._train, metrics)
@@ -190,7 +202,7 @@ class Keeper:
         params, masks, statistics = self._hold(step, state)[i]
         ticket, meta = tickets.write_ticket(folder, params, masks, statistics, lineage | {"step": step})
         tickets.name_ticket(folder, name, ticket)
-        tickets.drop_unnamed(folder, [digests[i] for digests in self._protected])
+        tickets.drop_unnamed(folder, [digests[i] for digests in self._protected.values()])
         return meta["digest"]
 
     def save(self, step: int, state: State) -> None:
@@ -203,18 +215,18 @@ class Keeper:
             "latest": self.latest,
             "train": window,
         }
-        self._protected.append([best["digest"] for best in self.best])
+        self._protected[step] = [best["digest"] for best in self.best]
         self.store.save(step, self.population.trim(state.replace(step=None)), notes)
-        self._protected = self._protected[-self.store.keep - 1 :]  # the newest may not be whole yet
+        retained = sorted(self._protected)[-self.store.keep - 1 :]  # the newest may not be whole yet
+        self._protected = {step: self._protected[step] for step in retained}
         self._saved_at = time.monotonic()
 
-    def leave(self, step: int, state: State) -> None:
-        self.save(step, state)
-        self.store.close()
-        raise processes.stopped(f"saved at step {step:,}")
-
     def recall(
-        self, notes: Mapping[str, Any], older: Sequence[Mapping[str, Any]], rows: Sequence[int]
+        self,
+        step: int,
+        notes: Mapping[str, Any],
+        older: Mapping[int, Mapping[str, Any]],
+        rows: Sequence[int],
     ) -> None:
         """Takes up where the run that wrote these notes was saved; member i was its member rows[i].
 
@@ -225,8 +237,10 @@ class Keeper:
             [notes[name][row] for row in rows] if notes[name] else []
             for name in ("best", "start", "latest")
         )
-        retained = [*older, notes]
-        self._protected = [[state["best"][row]["digest"] for row in rows] for state in retained]
+        self._protected = {
+            at: [state["best"][row]["digest"] for row in rows]
+            for at, state in {**older, step: notes}.items()
+        }
         for member, best in zip(self.members, self.best, strict=True):
             if best["digest"] and processes.first():
                 place = tickets.place_of(member.folder, best["digest"])
@@ -244,7 +258,7 @@ class Keeper:
 
         Results are the first process's to write; the others have none.
         """
-        self._protected = []
+        self._protected = {}
         last = [self._keep(i, step, state, paths.LAST) for i in range(len(self.members))]
         for i, best in enumerate(self.best):
             if best["step"] < 0:  # a run of no steps: its only state is the best

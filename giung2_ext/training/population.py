@@ -67,6 +67,8 @@ class Population:
             mesh = Mesh(np.array(devices), ("member",), axis_types=(AxisType.Auto,))
         self.mesh = mesh
         self._whole = NamedSharding(mesh, P())
+        cut = lambda tree: jax.tree.map(lambda x: x[:members], tree)  # noqa: E731
+        self._cut = jax.jit(cut, out_shardings=self._whole)
 
     def put(self, tree: Tree) -> Tree:
         """One member's host arrays, to where its state is made."""
@@ -118,8 +120,7 @@ class Population:
         """A placed tree without its filling, to be saved."""
         if self.slots == self.members:
             return tree
-        cut = jax.jit(lambda t: jax.tree.map(lambda x: x[: self.members], t), out_shardings=self._whole)
-        return cut(tree)
+        return self._cut(tree)
 
     def compile(self, fn: Callable[..., Any], donate: bool = False) -> Any:
         """jit of `fn(member, *shared)` over all members of a placed tree.

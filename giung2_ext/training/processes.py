@@ -5,13 +5,10 @@ so that a laptop never waits for anybody. Every process runs the same program on
 first one writes and prints, and decides whatever hangs on a file, a clock or a random number.
 """
 
-import contextlib
-import faulthandler
 import json
 import os
 import pathlib
-import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from giung2_ext.core.errors import Failure, Preempted, Refusal, unknown
+from giung2_ext.core.errors import Refusal, unknown
 
 MODES = ("auto", "on", "off")
 
@@ -39,7 +36,13 @@ def launched(environ: Mapping[str, str], devices: pathlib.Path = pathlib.Path("/
         return int(text) if text.isdigit() else 0
 
     if "JAX_NUM_PROCESSES" in environ:
-        return Launch("JAX_NUM_PROCESSES", number("JAX_NUM_PROCESSES"), number("JAX_PROCESS_ID"))
+        named = [environ.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+        if named[0] != "1" and not all(text.isdigit() for text in named):
+            raise Refusal(
+                f"JAX_NUM_PROCESSES={named[0]} and JAX_PROCESS_ID={named[1]} must be numbers: how many "
+                "processes there are, and which of them (from 0) this one is"
+            )
+        return Launch("JAX_NUM_PROCESSES", int(named[0]), number("JAX_PROCESS_ID"))
     if number("SLURM_STEP_NUM_TASKS") > 1:  # of srun: a batch script alone is one process
         return Launch("SLURM", number("SLURM_STEP_NUM_TASKS"))
     if number("OMPI_COMM_WORLD_SIZE") > 1:
@@ -65,6 +68,7 @@ def connect(mode: str, joined_within: int, lost_after: int) -> None:
     The processes wait `joined_within` seconds for each other; later one that dies, or whose heartbeat
     stops, takes the others down within `lost_after` seconds.
     """
+    global _joined
     if mode not in MODES:
         raise unknown("value of --distributed", mode, MODES)
     launch = launched(os.environ) if mode != "off" else None
@@ -72,27 +76,32 @@ def connect(mode: str, joined_within: int, lost_after: int) -> None:
         launch = Launch("--distributed=on")
     if launch is None or (mode == "auto" and launch.processes == 1) or jax.distributed.is_initialized():
         return
+    jax.config.update("jax_enable_preemption_service", False)  # see signals
     try:
         jax.distributed.initialize(
             num_processes=launch.processes,
             process_id=launch.this,
             initialization_timeout=joined_within,
             heartbeat_timeout_seconds=lost_after,
-            shutdown_timeout_seconds=lost_after,
         )
+        _joined = True
     except (RuntimeError, ValueError) as error:
-        what = f"{launch.processes or 'several'} processes (told by {launch.how})"
+        missing = isinstance(error, ValueError)  # JAX's complaint that nothing names the job
         raise Refusal(
-            f"this was started as one of {what}, and they did not find each other: "
-            f"{str(error).splitlines()[0]}. Start all of them within {joined_within} s; "
-            "JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them by hand; "
-            "--distributed=off runs this process alone"
+            f"this is to be one of {launch.processes or 'several'} processes ({launch.how}), and "
+            + ("nothing says where the first one is" if missing else "they did not find each other")
+            + f" ({str(error).splitlines()[0].rstrip('.')}). Start all of them within {joined_within} s, "
+            "by a launcher that JAX knows or with JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID; --distributed=off runs this process alone"
         ) from error
 
 
+_joined = False
+
+
 def joined() -> bool:
-    """Whether this process is one of several (asks nothing of JAX's devices)."""
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+    """Whether this process has joined a job (asks nothing of JAX's devices)."""
+    return _joined
 
 
 def first() -> bool:
@@ -138,22 +147,18 @@ def together(where: str) -> None:
         multihost_utils.sync_global_devices(where)
 
 
-def check_shared(probe: Callable[[str], None], seen: Callable[[], str | None]) -> None:
-    """Refuses a place that the processes do not share: `probe` writes a mark there, `seen` reads it."""
-    if not joined():
-        return
-    mark = agree(lambda: os.urandom(8).hex())
-    if first():
-        probe(mark)
-    together("mark")
-    if not all_of(seen() == mark):
-        error = Failure(
-            "the processes of this job do not see the same --save directory: name one on a shared file "
-            "system or in an object store (gs://bucket/...)"
-        )
+def check_same(mine: Any, what: str) -> None:
+    """Refuses a job whose processes differ in something (a JSON value) that all must have alike."""
+    theirs = agree(lambda: mine)
+    require(json.dumps(theirs) == json.dumps(mine), f"the processes of this job differ in {what}")
+
+
+def require(fine: bool, problem: str) -> None:
+    """Refuses on all processes what is not fine on one of them."""
+    if not all_of(fine):
+        error = Refusal(problem)
         error.agreed = True
         raise error
-    together("mark seen")
 
 
 class Ballot:
@@ -164,89 +169,17 @@ class Ballot:
         if joined():
             mesh = Mesh(np.array(jax.devices()), ("all",), axis_types=(AxisType.Auto,))
             self._each = NamedSharding(mesh, P("all"))
-            self._count = jax.jit(lambda wishes: wishes.sum(), out_shardings=NamedSharding(mesh, P()))
+            self._most = jax.jit(lambda wishes: wishes.max(0), out_shardings=NamedSharding(mesh, P()))
 
-    def __call__(self, wish: bool) -> bool:
+    def __call__(self, *wishes: int) -> tuple[int, ...]:
+        """The largest of every wish; what was granted is not asked for again at once."""
         if not joined():
-            return wish
-        shape = (jax.device_count(),)
-        wishes = jax.make_array_from_callback(shape, self._each, lambda _: np.array([wish], np.int32))
-        earlier, self._pending = self._pending, self._count(wishes)
-        return earlier is not None and int(earlier) > 0
-
-
-class _Notice:
-    """A signal that asked this process to stop, and where it finds it."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self.in_loop = False
-        self.asked = 0  # how often, in a job of several processes
-
-
-_notice = _Notice()
-
-
-def listen() -> None:
-    """SIGTERM and Ctrl-C let a training loop save and leave; elsewhere they end the process at once.
-
-    In a job of several processes SIGTERM is JAX's, whose preemption service tells all of them.
-    """
-
-    def on_signal(number: int, frame: Any) -> None:
-        if _notice.in_loop and _notice.signal is None:
-            _notice.signal = number
-        elif number == signal.SIGINT or not _notice.in_loop:
-            _notice.signal = number
-            raise stopped("there was nothing to save")
-
-    signal.signal(signal.SIGINT, on_signal)
-    if not joined():
-        signal.signal(signal.SIGTERM, on_signal)
-
-
-@contextlib.contextmanager
-def in_loop() -> Iterator[None]:
-    """Here a signal waits until the loop asks for it; a second Ctrl-C does not."""
-    _notice.in_loop = True
-    try:
-        yield
-    finally:
-        _notice.in_loop = False
-
-
-def told_to_stop() -> bool:
-    """Whether all processes are to save and leave now; each asks at the same moments of its program."""
-    if not joined():
-        return _notice.signal is not None
-    _notice.asked += 1
-    return multihost_utils.reached_preemption_sync_point(_notice.asked)
-
-
-def stopped(outcome: str) -> Preempted:
-    """What to raise when leaving because of a signal."""
-    interrupted = _notice.signal == signal.SIGINT
-    error = Preempted(
-        f"{'interrupted' if interrupted else 'told to stop (SIGTERM)'}; {outcome}; "
-        "the same command goes on from the newest saved state"
-    )
-    error.status = 130 if interrupted else Preempted.status
-    return error
-
-
-@contextlib.contextmanager
-def watched(seconds: float) -> Iterator[Callable[[], None]]:
-    """Ends a process of a job that has not called what this yields for so long (0: never).
-
-    It says in which line every thread hangs.
-    """
-
-    def alive() -> None:
-        if seconds and joined():
-            faulthandler.dump_traceback_later(seconds, exit=True)
-
-    alive()
-    try:
-        yield alive
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+            return wishes
+        shape = (jax.device_count(), len(wishes))
+        row = np.array([wishes], np.int32)
+        mine = jax.make_array_from_callback(shape, self._each, lambda _: row)
+        earlier, self._pending = self._pending, self._most(mine)
+        granted = (0,) * len(wishes) if earlier is None else tuple(int(n) for n in jax.device_get(earlier))
+        if any(granted):
+            self._pending = None
+        return granted

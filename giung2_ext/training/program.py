@@ -31,8 +31,8 @@ class Program(NamedTuple):
     observe: Callable[[State], tuple[Tree, Tree, Tree]]
     """What a ticket holds: the weights that the network sees (of the moving average, if there is
     one), their masks, the statistics"""
-    compile: Callable[[State, Tree], jax.stages.Compiled]
-    """(shapes of the state, data): the chunk's program, to be looked at"""
+    compile: Callable[[State, Tree], list[jax.stages.Compiled]]
+    """(shapes of the state, data): the chunk's program and the update's, to be looked at"""
     evaluate: Callable[[tuple[Tree, Tree], Tree], Mapping[str, Array]]
     """((weights, statistics), padded batches) -> sums of loss, correct, seen"""
 
@@ -98,12 +98,17 @@ def make_program(
         members, metrics = compiled_update(state.replace(step=None), at, data)
         return members.replace(step=np.int32(at + 1)), metrics
 
+    def compile_both(state: State, data: Tree) -> list[jax.stages.Compiled]:
+        members = state.replace(step=None)
+        lowered = [compiled_chunk.lower(members, np.int32(0), data, np.int32(1))]
+        if method.due is not None:
+            lowered.append(compiled_update.lower(members, np.int32(0), data))
+        return [one.compile() for one in lowered]
+
     return Program(
         chunk=run_chunk,
         update=run_update,
         observe=lambda state: compiled_observe(state.replace(step=None)),
-        compile=lambda state, data: compiled_chunk.lower(
-            state.replace(step=None), np.int32(0), data, np.int32(1)
-        ).compile(),
+        compile=compile_both,
         evaluate=population.compile(evaluate),
     )

@@ -35,7 +35,7 @@ def read_mesh(text: str | None, batch_size: int, devices: list[Any] | None = Non
     devices = jax.devices() if devices is None else devices
     count = len(devices)
     if text is not None:
-        sizes = _sizes(text)
+        sizes = read_sizes(text)
     elif _processes(devices) > 1:
         sizes = {"data": count}
     else:
@@ -59,7 +59,8 @@ def _processes(devices: list[Any]) -> int:
     return len({device.process_index for device in devices})
 
 
-def _sizes(text: str) -> dict[str, int]:
+def read_sizes(text: str) -> dict[str, int]:
+    """{axis: devices} of `data:4,fsdp:2`."""
     sizes: dict[str, int] = {}
     for part in text.split(","):
         axis, _, size = part.strip().partition(":")

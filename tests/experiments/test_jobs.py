@@ -127,20 +127,25 @@ def test_a_run_goes_on_where_there_are_other_devices(job, train, on_one_device, 
     assert_close(moved, on_one_device)
 
 
-def test_sigterm_to_any_process_saves_and_ends_them_all_with_status_75(job, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "why"),
+    [(signal.SIGTERM, 75, "told to stop (SIGTERM)"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_signal_to_any_process_saves_and_ends_them_all(number, status, why, job, tmp_path):
+    """States are saved at every boundary too: nothing else may answer the signal first."""
     long = (DIGITS, f"--save={tmp_path / 'run'}", "--optim_ni=2000000", "--batch_size=64", "--seed=1")
-    one = job("train", *long, "--config.placement.log_every=20")
+    one = job("train", *long, "--config.placement.log_every=20", "--save_every=20")
     while not (tmp_path / "run/metrics.jsonl").exists() or "step 100" not in one.said():
         assert all(process.poll() is None for process in one.running), one.said()
         time.sleep(0.1)
     began = time.monotonic()
-    one.running[1].send_signal(signal.SIGTERM)
+    one.running[1].send_signal(number)
     assert one.ends_within(30)
     assert time.monotonic() - began < 30
-    assert [process.returncode for process in one.running] == [75, 75]
-    [state] = (tmp_path / "run/states").iterdir()
-    assert f"told to stop (SIGTERM); saved at step {int(state.name):,}" in one.said(0)
-    assert "told to stop" not in one.said(1)  # the first one speaks for all
+    assert [process.returncode for process in one.running] == [status, status]
+    newest = max(int(state.name) for state in (tmp_path / "run/states").iterdir())
+    assert f"error: {why}; saved at step {newest:,}" in one.said(0)
+    assert why not in one.said(1)  # the first one speaks for all
 
 
 def test_a_process_that_hangs_takes_the_job_down_within_the_stated_time(job, tmp_path):
@@ -187,16 +192,16 @@ def test_a_folder_that_the_processes_do_not_share_is_refused(job, tmp_path):
     ]
     one = Job(words, 2, 4, tmp_path / "apart")
     assert one.ends_within(120)
-    assert [process.returncode for process in one.running] == [1, 1]
-    assert "do not see the same --save directory" in one.said(0)
+    assert [process.returncode for process in one.running] == [2, 2]
+    assert "the processes of this job do not all see run: name a --save on a shared" in one.said(0)
 
 
 def test_a_run_without_progress_says_where_it_hangs_and_ends():
     code = """
 import sys, time
-from giung2_ext.training import processes
+from giung2_ext.training import processes, signals
 processes.joined = lambda: True
-with processes.watched(0.5) as alive:
+with signals.watched(0.5) as alive:
     for _ in range(4):
         time.sleep(0.3)
         alive()
@@ -215,6 +220,15 @@ with processes.watched(0.5) as alive:
 def test_a_chain_of_several_members_takes_no_mesh(chain, tmp_path):
     with pytest.raises(Refusal, match=r"the 6 members of this chain .* have a device each"):
         chain(tmp_path, DIGITS, "--mesh=data:2")
+    with pytest.raises(Refusal, match="write data:N"):
+        chain(tmp_path, DIGITS, "--mesh=model:2")
+
+
+@pytest.mark.parametrize("flag", ["--save_every=5m", "--grad_accum=7", "--mesh=data:7", "--mesh=model:2"])
+def test_a_wrong_placement_is_refused_before_a_folder_is_touched(flag, train, tmp_path):
+    with pytest.raises(Refusal, match=flag):
+        train(tmp_path / "run", DIGITS, flag)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_chain_in_two_processes_survives_kills_of_either(tmp_path):
@@ -227,8 +241,9 @@ def test_a_chain_in_two_processes_survives_kills_of_either(tmp_path):
     path = str(REPOSITORY / "scripts/torture.py")
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, path, *words], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
+        [sys.executable, path, *words], capture_output=True, text=True, cwd=tmp_path, env=environment,
+        timeout=1200,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "10 kills in" in done.stdout
     assert "nothing lost" in done.stdout

@@ -10,9 +10,10 @@ from fakes import REPOSITORY, Stopped, dying_at
 
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Failure, Refusal
-from giung2_ext.experiments import evaluate
+from giung2_ext.experiments import evaluate, setup
 from giung2_ext.storage import records
 from giung2_ext.storage.tickets import read_ticket
+from giung2_ext.training import accumulation
 
 DIGITS = f"--config={REPOSITORY / 'configs/imp/digits.py'}:smoke"
 RUN = (
@@ -147,6 +148,33 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(how, train, tmp_pat
     said = capsys.readouterr().out
     assert "the state of step 15 is damaged" in said
     assert "continuing from step 10" in said
+    [aside] = (tmp_path / "cut/damaged").iterdir()  # for whoever wants to know why
+    assert aside.name.startswith("states_15_")
+
+
+def test_micro_batches_that_fit_in_memory_train_the_same(train, tmp_path, monkeypatch, capsys):
+    resnet = ("resnet_cifar", "--config.model.depth=8", "--config.model.group_size=10", "--optim_ni=10")
+    flags = (*RUN, *(f"--config.model.name={resnet[0]}", *resnet[1:]), "--grad_accum=auto")
+    need, real = [], accumulation.needed
+    watch = lambda compile_steps: need.append(real(compile_steps)) or need[-1]  # noqa: E731
+    monkeypatch.setattr(accumulation, "needed", watch)
+    monkeypatch.setattr(accumulation, "device_memory", lambda: 2**40)
+    whole = train(tmp_path / "whole", *flags)
+    assert "micro-batches" not in capsys.readouterr().out
+    monkeypatch.setattr(accumulation, "device_memory", lambda: int(0.8 * need[0] / setup.FITS))
+    parts = train(tmp_path / "parts", *flags)
+    assert "micro-batches of" in capsys.readouterr().out
+    assert need[-1] < 0.8 * need[0]
+    loss = [result["scores"]["last"]["validation"]["loss"] for result in (whole, parts)]
+    assert loss[0] == pytest.approx(loss[1], rel=1e-4)
+    monkeypatch.setattr(accumulation, "device_memory", lambda: 1000)
+    with pytest.raises(Refusal, match="a step does not fit in"):
+        train(tmp_path / "none", *flags)
+
+
+def test_micro_batches_that_would_change_the_recipe_are_refused(train, tmp_path):
+    with pytest.raises(Refusal, match="can be cut into 1, 2"):
+        train(tmp_path, *RUN, "--grad_accum=7")
 
 
 def test_dying_between_the_last_state_and_the_result_changes_nothing(train, tmp_path, monkeypatch):

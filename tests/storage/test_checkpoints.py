@@ -15,7 +15,7 @@ from fakes import REPOSITORY
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.storage.checkpoints import StateStore
+from giung2_ext.storage.checkpoints import StateStore, checksums
 
 
 def newest(store):
@@ -140,6 +140,42 @@ def test_a_cleared_store_is_empty_and_can_be_used_again(folder):
     assert bits(store.restore(9, make_tree(0))) == bits(make_tree(1))
 
 
+def test_a_state_set_aside_makes_room_for_the_next_of_its_step(folder):
+    save(folder, 5, 10)
+    store = StateStore(folder, 1)
+    store.set_aside([10])
+    assert store.steps() == [5]
+    store.save(10, make_tree(3), {"again": True})
+    assert newest(store) == (10, {"again": True})
+    assert bits(store.restore(10, make_tree(0))) == bits(make_tree(3))
+    assert len(list((folder.parent / "damaged").iterdir())) == 1
+
+
+def test_a_checksum_knows_every_single_change():
+    tree = make_tree(0)
+    before = checksums(tree)
+    assert before == checksums(jax.tree.map(lambda leaf: leaf, tree))
+    bits = np.asarray(tree["params"]["w"]).view(np.uint32)
+    for place in np.ndindex(bits.shape):
+        for bit in (0, 15, 31):
+            changed = bits.copy()
+            changed[place] ^= np.uint32(1) << np.uint32(bit)
+            tree["params"]["w"] = jnp.asarray(changed.view(np.float32))
+            assert checksums(tree)["params.w"] != before["params.w"]
+    swapped = bits.copy()
+    swapped[0, 0], swapped[2, 3] = bits[2, 3], bits[0, 0]
+    tree["params"]["w"] = jnp.asarray(swapped.view(np.float32))
+    assert checksums(tree)["params.w"] != before["params.w"]
+
+
+def test_notes_are_those_of_the_moment(folder):
+    notes = {"best": [{"step": 1}]}
+    store = StateStore(folder, 2)
+    store.save(1, make_tree(0), notes)
+    notes["best"][0]["step"] = 2  # while it is being written, perhaps
+    assert newest(store) == (1, {"best": [{"step": 1}]})
+
+
 def test_two_hooks_may_save_the_same_step(folder):
     save(folder, 5, 5)
     save(folder, 5)
@@ -152,7 +188,7 @@ def test_a_killed_saver_leaves_a_whole_state(folder):
 import sys
 import jax.numpy as jnp
 from etils import epath
-from giung2_ext.storage.checkpoints import StateStore
+from giung2_ext.storage.checkpoints import StateStore, checksums
 store = StateStore(epath.Path(sys.argv[1]), 2)
 for step in range(1, 10**6):
     store.save(step, {"w": jnp.full(1000, step), "b": jnp.full(3, -step)}, {"step": step})

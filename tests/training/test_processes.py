@@ -48,6 +48,15 @@ TPUS = {
 }
 
 
+HALVES = [dict(JAX_NUM_PROCESSES="2"), dict(JAX_NUM_PROCESSES="two", JAX_PROCESS_ID="0")]
+
+
+@pytest.mark.parametrize("named", HALVES)
+def test_a_process_named_by_halves_is_refused(named, tmp_path):
+    with pytest.raises(Refusal, match="must be numbers: how many processes there are, and which of them"):
+        launched(named, tmp_path)
+
+
 @pytest.mark.parametrize("where", LAUNCHERS)
 def test_a_launcher_is_known_by_its_variables(where, tmp_path):
     environ, expected = LAUNCHERS[where]
@@ -100,7 +109,7 @@ def test_others_that_do_not_come_are_not_waited_for_without_end():
 
 def test_a_job_that_cannot_be_found_is_refused_with_what_to_do():
     said = connect("on")
-    assert "told by --distributed=on" in said
+    assert "(--distributed=on), and nothing says where the first one is" in said
     assert "JAX_COORDINATOR_ADDRESS=HOST:PORT" in said
     with pytest.raises(Refusal, match="unknown value of --distributed 'maybe'; known: auto, off, on"):
         processes.connect("maybe", 5, 30)
@@ -113,7 +122,7 @@ def test_a_process_alone_decides_at_once():
     assert processes.all_of(True)
     assert not processes.all_of(False)
     vote = processes.Ballot()
-    assert [vote(wish) for wish in (False, True, False)] == [False, True, False]
+    assert [vote(wish, 0) for wish in (0, 1, 0)] == [(0, 0), (1, 0), (0, 0)]
     with pytest.raises(Refusal, match="no"):
         processes.agree(refuse)
 
