@@ -1,9 +1,17 @@
 """Eight fake CPU devices, no silent broadcasting, no warnings; fixtures that several folders share."""
 
+import atexit
 import os
+import shutil
 import struct
+import tempfile
 
 os.environ.pop("JAX_NUM_CPU_DEVICES", None)
+COMPILED = tempfile.mkdtemp(prefix="compiled-")  # programs that tests and the scripts they start share
+atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
 import jax
 
 jax.config.update("jax_platforms", "cpu")

@@ -160,6 +160,24 @@ def make_gradients(
     return gradients
 
 
+def differentiate(
+    attempt: Callable[[Array | None], Tree], now: LossScale | None, due: bool, paired: bool
+) -> tuple[Tree, Array, LossScale | None]:
+    """(dense grads, statistics, metrics), whether the grads are finite, the next loss scale."""
+
+    def is_finite(result: Tree) -> Array:
+        return loss_scale.all_finite(result[0][0] if paired else result[0])  # without the penalty
+
+    if now is None:
+        return attempt(None), jnp.bool(True), None
+    if due:
+        result, now = loss_scale.retry(attempt, is_finite, now)
+    else:
+        result = attempt(now.scale)
+    finite = is_finite(result)
+    return result, finite, loss_scale.adjust(now, finite)
+
+
 def make_step(
     model: nn.Module,
     method: Method,
@@ -180,31 +198,6 @@ def make_step(
     """
     gradients = make_gradients(model, smoothing, layout, shares)
 
-    def differentiate(
-        due: bool, state: State, batch: Batch, weights: Tree, offset: Tree
-    ) -> tuple[Tree, Array, LossScale | None]:
-        """(dense grads, statistics, metrics), whether the grads are finite, the next loss scale."""
-        paired = due and method.group_abs
-
-        whole = layout.whole(weights)
-
-        def attempt(scale: Array | None) -> Tree:
-            slices, pair_with = (groups, offset) if paired else (micro_batches, None)
-            return gradients(whole, state.statistics, batch, slices, pair_with, scale)
-
-        def is_finite(result: Tree) -> Array:
-            return loss_scale.all_finite(result[0][0] if paired else result[0])  # without the penalty
-
-        now = state.loss_scale
-        if now is None:
-            return attempt(None), jnp.bool(True), None
-        if due:
-            result, now = loss_scale.retry(attempt, is_finite, now)
-        else:
-            result = attempt(now.scale)
-        finite = is_finite(result)
-        return result, finite, loss_scale.adjust(now, finite)
-
     def run(due: bool, state: State, batch: Batch) -> tuple[State, Metrics]:
         trainable, method_state, opt_state = state.trainable, state.method, state.optimizer
         weights, pull = jax.vjp(lambda t: method.weights(t, method_state), trainable)
@@ -214,8 +207,15 @@ def make_step(
         if penalised:
             assert method.penalty is not None  # for the type checker
             offset = jax.grad(method.penalty)(weights, method_state)
-        (dense, statistics, sums), finite, scale = differentiate(due, state, batch, weights, offset)
         paired = due and method.group_abs
+        slices, pair_with = (groups, offset) if paired else (micro_batches, None)
+
+        whole = layout.whole(weights)
+
+        def attempt(scale: Array | None) -> Tree:
+            return gradients(whole, state.statistics, batch, slices, pair_with, scale)
+
+        (dense, statistics, sums), finite, scale = differentiate(attempt, state.loss_scale, due, paired)
         mean = dense[0] if paired else dense
         if penalised:
             mean = jax.tree.map(jnp.add, mean, offset)

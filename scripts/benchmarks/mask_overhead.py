@@ -66,7 +66,7 @@ def make(smoke):
         model, image, batch, classes, steps = (
             resnet_cifar.build(10),
             (32, 32, 3),
-            16 if smoke else 128,
+            8 if smoke else 128,
             10,
             1,
         )

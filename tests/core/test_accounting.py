@@ -14,7 +14,7 @@ def count(model, image, **options):
     """(multiply-adds of each leaf, those between activations) of one image."""
     network = discovery.build(giung2_ext.models, "model", model, **{"num_classes": 1000} | options)
     with jax.numpy_dtype_promotion("standard"):
-        shapes, uses = count_uses(network, image)
+        shapes, _, uses = count_uses(network, image)
     sizes = {name: leaf.size for name, leaf in trees.named_leaves(shapes).items()}
     return {name: each * sizes[name] for name, each in uses.of.items()}, uses.unowned
 

@@ -21,7 +21,7 @@ from giung2_ext.storage.tickets import read_ticket
 
 DIGITS = f"--config={REPOSITORY / 'configs/imp/digits.py'}"
 RESNET = (
-    DIGITS, "--config.model.name=resnet_cifar", "--config.model.depth=8", "--config.model.planes=16",
+    DIGITS, "--config.model.name=resnet_cifar", "--config.model.depth=8", "--config.model.planes=8",
     "--config.model.group_size=8", "--config.optim.name=sgd", "--optim_lr=0.005", "--batch_size=64",
     "--config.optim.ni=24", "--config.evaluation.every=8", "--config.placement.log_every=4", "--seed=3",
 )  # fmt: skip
@@ -235,8 +235,8 @@ def test_a_chain_in_two_processes_survives_kills_of_either(tmp_path):
     """The full form is in the README: 50 kills and more."""
     words = (
         "--save=t", "--kills=10", "--processes=2", "--devices=4", "--save_every=25", "--seed=2",
-        f"{DIGITS}:smoke", "--flags=--config.chain.trials=1 --config.chain.arms= --batch_size=64 "
-        "--config.placement.log_every=25 --config.chain.cycles=1 --optim_ni=150",
+        "--within=14", f"{DIGITS}:smoke", "--flags=--config.chain.trials=1 --config.chain.arms= --batch_size=64 "
+        "--config.placement.log_every=25 --config.chain.cycles=1 --optim_ni=100",
     )  # fmt: skip
     path = str(REPOSITORY / "scripts/torture.py")
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}

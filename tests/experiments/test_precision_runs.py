@@ -98,7 +98,7 @@ def test_mixed_precision_on_a_cpu_is_float32_and_the_run_says_so(train, tmp_path
     train(tmp_path / "run", *RUN, "--mixed_precision=true", "--optim_ni=0")
     recipe = records.recorded_recipe(tmp_path / "run")
     assert (recipe["mixed_precision"], recipe["precision"]) == (True, "float32")
-    assert re.search(r"seed 5 · float32 on cpu \(cpu\) → ", capsys.readouterr().out)
+    assert re.search(r"seed 5 · float32 on one of 8 cpu device\(s\) \(cpu\) → ", capsys.readouterr().out)
 
 
 def test_the_precision_that_is_asked_for_is_the_one_that_is_computed(half):
