@@ -235,7 +235,8 @@ def test_a_chain_in_two_processes_survives_kills_of_either(tmp_path):
     """The full form is in the README: 50 kills and more."""
     words = (
         "--save=t", "--kills=10", "--processes=2", "--devices=4", "--save_every=25", "--seed=2",
-        "--within=14", f"{DIGITS}:smoke", "--flags=--config.chain.trials=1 --config.chain.arms= --batch_size=64 "
+        "--within=14", f"{DIGITS}:smoke",
+        "--flags=--config.chain.trials=1 --config.chain.arms= --batch_size=64 "
         "--config.placement.log_every=25 --config.chain.cycles=1 --optim_ni=100",
     )  # fmt: skip
     path = str(REPOSITORY / "scripts/torture.py")
