@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from giung2_ext.training import processes
+from giung2_ext.training.hooks import Scores
 
 
 def clock(seconds: float) -> str:
@@ -25,6 +26,21 @@ def percent(values: Iterable[float]) -> str:
         return f"{mean:.2f}%"
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
     return f"{mean:.2f} ± {spread:.2f}%"
+
+
+def scores_line(label: str, step: int, scores: list[Scores], left: str) -> str:
+    """Where a run stands, its members' scores together."""
+    parts = [f"{label}: step {step:,}"]
+    trained = [member["train"] for member in scores if "train" in member]
+    losses = [train["loss"] for train in trained if "loss" in train]
+    if losses:
+        parts.append(f"loss {sum(losses) / len(losses):.4f}")
+    for split in (split for split in scores[0] if all("accuracy" in member[split] for member in scores)):
+        parts.append(f"{split} {percent([member[split]['accuracy'] for member in scores])}")
+    skipped = sum(train.get("skipped_steps", 0) for train in trained)
+    if skipped:
+        parts.append(f"{skipped:,} steps skipped (float16 overflow)")
+    return " · ".join([*parts, f"{left} left"])
 
 
 class Progress:

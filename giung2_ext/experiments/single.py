@@ -18,7 +18,7 @@ from giung2_ext.core import accounting
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Failure, Refusal
 from giung2_ext.experiments.config import Config, recipe, with_defaults
-from giung2_ext.experiments.progress import Progress, percent
+from giung2_ext.experiments.progress import Progress, percent, scores_line
 from giung2_ext.experiments.recording import write_parameters, write_start
 from giung2_ext.experiments.recover import recover
 from giung2_ext.experiments.setup import (
@@ -33,7 +33,7 @@ from giung2_ext.experiments.start import check_start, start_state
 from giung2_ext.storage import locks, paths, records, tickets
 from giung2_ext.storage.checkpoints import StateStore
 from giung2_ext.training import processes, signals
-from giung2_ext.training.hooks import Keeper, Member, SaveEvery, Scores
+from giung2_ext.training.hooks import Keeper, Member, SaveEvery
 from giung2_ext.training.loop import NonFinite, run_loop
 from giung2_ext.training.state import State
 from giung2_ext.training.step import Metrics
@@ -170,7 +170,7 @@ def _train_from(
         config.evaluation.select_on,
         store,
         identity,
-        lambda now, scores: progress.sign_of_life(_scores_line(label, now, scores, progress)),
+        lambda now, scores: progress.sign_of_life(scores_line(label, now, scores, progress.left())),
     )
     if found is not None:
         keeper.recall(found.step, found.notes, found.older, found.rows)
@@ -207,20 +207,6 @@ def _train_from(
     finally:
         progress.close()
         store.close()
-
-
-def _scores_line(label: str, step: int, scores: list[Scores], progress: Progress) -> str:
-    parts = [f"{label}: step {step:,}"]
-    trained = [member["train"] for member in scores if "train" in member]
-    losses = [train["loss"] for train in trained if "loss" in train]
-    if losses:
-        parts.append(f"loss {sum(losses) / len(losses):.4f}")
-    for split in (split for split in scores[0] if all("accuracy" in member[split] for member in scores)):
-        parts.append(f"{split} {percent([member[split]['accuracy'] for member in scores])}")
-    skipped = sum(train.get("skipped_steps", 0) for train in trained)
-    if skipped:
-        parts.append(f"{skipped:,} steps skipped (float16 overflow)")
-    return " · ".join([*parts, f"{progress.left()} left"])
 
 
 def _diverged(run: Run, step: int) -> Failure:

@@ -1,5 +1,6 @@
 """The scripts as processes: what a person sees, and what bad input and bad luck do."""
 
+import contextlib
 import csv
 import itertools
 import os
@@ -112,35 +113,32 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(script, 
     assert read_ticket(tmp_path / "run/last.ckpt").meta["step"] == 40
 
 
-@pytest.mark.parametrize("filled_by", ["tickets.periodic=true", "placement.save_every=10"])
-def test_a_truly_full_disk_is_told_the_same_way(filled_by, script, tmp_path):
-    place = tmp_path / "small"
+@contextlib.contextmanager
+def small_disk(place, size):
+    """A file system of its own, that can be filled or made read-only."""
     place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(place)], capture_output=True
-    )
-    if mounted.returncode != 0:
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True).returncode != 0:
         pytest.skip("needs the right to mount a small file system (2026-11-21: root only)")
     try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("filled_by", ["tickets.periodic=true", "placement.save_every=10"])
+def test_a_truly_full_disk_is_told_the_same_way(filled_by, script, tmp_path):
+    with small_disk(tmp_path / "small", "900k") as place:
         often = ("--config.tickets.every=10", "--config.evaluation.every=10", f"--config.{filled_by}")
         done = script("train", DIGITS, f"--save={place / 'run'}", "--seed=1", "--optim_ni=100", *often)
         assert "No space left on device" in one_line(done, status=1)
         names = list((place / "run").glob("*.ckpt"))
         assert names
         assert all(read_ticket(name) for name in names)
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_read_only_folder_is_told_and_the_run_goes_on_once_it_can_be_written(script, tmp_path):
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", str(place)], capture_output=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip("needs the right to mount a small file system (2026-11-21: root only)")
-    try:
+    with small_disk(tmp_path / "small", "50m") as place:
         words = (DIGITS, f"--save={place / 'run'}", "--seed=1", "--optim_ni=2000000")
         process = start("train", *words)
         wait_for(process, place / "run/metrics.jsonl")
@@ -158,8 +156,6 @@ def test_a_read_only_folder_is_told_and_the_run_goes_on_once_it_can_be_written(s
         )
         process.kill()
         process.communicate()
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def start(name, *words, cwd=None):
