@@ -109,13 +109,13 @@ def make_gradients(
         total = jnp.where(valid, each, 0.0).sum()
         count = valid.sum(dtype=jnp.int32)
         hits = (valid & losses.correct(logits, batch["labels"])).sum(dtype=jnp.int32)
-        mean = total / valid.size  # by a number known beforehand: `unbiased` does the rest
+        mean = total / valid.size  # of all rows: `unbiased` does the rest
         return mean if scale is None else mean * scale, (updated, total, hits, count)
 
     def unbiased(grads: Tree, rows: int, count: Array) -> Tree:
         """From the mean over all rows, padding too, to the mean over those that are valid.
 
-        Afterwards, so that one round of all-reduces carries gradients and count; 1 for a full batch.
+        Afterwards, when the counts of all parts are known; the factor of a full batch is 1.
         """
         factor = rows / jnp.maximum(count, 1)
         return jax.tree.map(lambda g: g * factor, grads)
