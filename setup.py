@@ -11,7 +11,10 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["giung2_ext", "giung2_ext.*"]),
-    package_data={"giung2_ext.data.sources": ["digits.npz"]},
+    package_data={
+        "giung2_ext.data": ["imagenet_classes.txt"],
+        "giung2_ext.data.sources": ["digits.npz"],
+    },
     install_requires=[
         # Training on arrays needs these six; the rest is imported where it is used.
         "jax>=0.10.2,<0.13",
@@ -25,6 +28,9 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "grain>=0.2.18",
+        "simplejpeg>=1.9",  # libjpeg-turbo, with its scaled decoding
+        "opencv-python-headless>=4.10",
+        "pillow>=11",  # what is no plain JPEG
         "matplotlib>=3.9",
         "tqdm>=4.66",
     ],
