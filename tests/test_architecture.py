@@ -94,6 +94,7 @@ def test_training_on_arrays_needs_no_more_than_jax_flax_optax_orbax_and_ml_colle
     image_arrays, tmp_path
 ):
     absent = ("clu", "tensorflow_datasets", "grain", "matplotlib", "tqdm", "sklearn", "torch")
+    absent += ("cv2", "simplejpeg", "PIL", "array_record")
     arguments = [
         f"--config={REPOSITORY / 'configs/imp/digits.py'}:smoke",
         "--config.data.name=arrays",

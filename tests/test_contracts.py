@@ -191,7 +191,7 @@ def test_a_source_has_its_splits_in_the_stored_types(name, image_arrays, cifar10
         "cifar10": dict(root=str(cifar10_files), holdout=20),
     }
     source = discovery.build(giung2_ext.data.sources, "data source", name, **options.get(name, {}))
-    assert {"train", "validation", "test"} <= set(source.splits)
+    assert {"train", "holdout", "test"} <= set(source.splits)
     channels = source.split("train").images.shape[-1]
     assert len(source.mean) == len(source.std) == channels
     for split in source.splits.values():

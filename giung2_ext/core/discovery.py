@@ -24,6 +24,11 @@ def maker(package: ModuleType, kind: str, name: str) -> Callable[..., Any]:
     return importlib.import_module(f"{package.__name__}.{name}").build
 
 
+def options(package: ModuleType, kind: str, name: str) -> dict[str, inspect.Parameter]:
+    """What the `build` of the module `name` takes."""
+    return dict(inspect.signature(maker(package, kind, name)).parameters)
+
+
 def check_options(kind: str, name: str, given: Iterable[str], accepted: Iterable[str]) -> None:
     accepted = list(accepted)
     for option in given:

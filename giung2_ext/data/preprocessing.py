@@ -1,6 +1,6 @@
 """Augmentation of whole batches on the device; example i draws from fold_in(key, i)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -42,3 +42,23 @@ def augmentation(name: str) -> Transform:
         return jax.vmap(one)(keys, images)
 
     return every
+
+
+def mixup(alpha: float, key: Array, batch: Mapping[str, Array]) -> dict[str, Array]:
+    """Zhang et al. 2018, https://arxiv.org/abs/1710.09412, over neighbours of a shuffled batch.
+
+    Rows 2j and 2j + 1 are each other's partner, so nothing moves between devices. A row keeps at least half
+    of itself: `share`, drawn from Beta(alpha, alpha) and folded; the rest is its partner's, label and all.
+    """
+
+    def swap(x: Array) -> Array:
+        return x.reshape(x.shape[0] // 2, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
+
+    images, labels = batch["images"], batch["labels"]
+    share = jax.random.beta(key, alpha, alpha, labels.shape)
+    share = jnp.maximum(share, 1 - share)
+    kept = share.reshape(-1, *(1,) * (images.ndim - 1))
+    scale = 255.0 if jnp.issubdtype(images.dtype, jnp.integer) else 1.0
+    floats = images.astype(jnp.float32) / scale  # as the network takes them when they are no integers
+    mixed = kept * floats + (1 - kept) * swap(floats)
+    return {**batch, "images": mixed, "partners": swap(labels), "share": share}

@@ -45,7 +45,10 @@ def default_config() -> Config:
 
     c.feed = Config()
     c.feed.batch_size = 2048
-    c.feed.augment = "none"  # none | crop | crop_flip, on the device
+    c.feed.augment = config_dict.placeholder(str)  # none | crop | crop_flip; streamed: none | resized_crop
+    c.feed.randaugment = 0  # its layers; of streamed data
+    c.feed.magnitude = 9.0  # of randaugment, 0 to 10
+    c.feed.mixup = 0.0  # alpha
 
     c.optim = Config()
     c.optim.name = "sgd"  # sgd | adam
@@ -74,7 +77,7 @@ def default_config() -> Config:
     c.evaluation = Config()
     c.evaluation.every = 1000  # steps; the last step is evaluated too
     c.evaluation.batch_size = 512
-    c.evaluation.select_on = "validation"  # the split that best_acc.ckpt is chosen on
+    c.evaluation.select_on = "holdout"  # the split that best_acc.ckpt is chosen on; test: the original rule
 
     c.tickets = Config()
     c.tickets.periodic = False  # iter_NNNNNN.ckpt at step 0, every `every` steps and the last
@@ -87,10 +90,17 @@ def default_config() -> Config:
     c.chain.trials = 1
     c.chain.arms = ()  # controls with the same masks: "reinit"
 
+    c.judge = Config()  # how finished tickets are judged: part of no recipe
+    c.judge.datasets = "auto"  # comma-separated, or none; auto: of a network for ImageNet, what is there of
+    # imagenet2012,imagenet_v2,imagenet_r,imagenet_a,imagenet_sketch
+    c.judge.pipeline = "timm"  # timm | tf: how images are brought to the network's size
+    c.judge.batch_size = 512
+
     c.placement = Config()
     c.placement.data_root = config_dict.placeholder(str)
-    c.placement.num_workers = 32  # for data that is streamed; resident data needs neither
-    c.placement.prefetch_factor = 2
+    c.placement.num_workers = 32  # threads that decode streamed images
+    c.placement.worker_processes = 0  # that share this work, where one process has too few threads running
+    c.placement.prefetch_factor = 2  # batches that wait on the devices
     c.placement.log_every = 100  # steps between progress updates, and the longest chunk
     c.placement.save_every = "300s"  # resumable states: 1000 (steps), 300s, 1000,300s or never
     c.placement.keep_states = 2
@@ -107,8 +117,7 @@ def default_config() -> Config:
 
 def _options(section: str, name: str) -> dict[str, inspect.Parameter]:
     """What a config can say of a choice: the options of its `build` that the suite does not supply."""
-    make = discovery.maker(CHOICES[section], KINDS[section], name)
-    parameters = inspect.signature(make).parameters
+    parameters = discovery.options(CHOICES[section], KINDS[section], name)
     return {k: p for k, p in parameters.items() if k not in SUPPLIED.get(section, ())}
 
 
@@ -177,9 +186,9 @@ def _broken(path: pathlib.Path, error: Exception) -> Refusal:
 
 
 def recipe(config: Config) -> dict[str, Any]:
-    """What is computed: no placement, no chain, checkpoint paths replaced by what they hold."""
+    """What is computed: no placement, chain or judge, checkpoint paths replaced by what they hold."""
     plain = config.to_dict()
-    del plain["placement"], plain["chain"]
+    del plain["placement"], plain["chain"], plain["judge"]
     if not plain["tickets"]["periodic"]:
         del plain["tickets"]["every"]  # says nothing then
     for key in ("matching_ckpt", "previous_ckpt"):

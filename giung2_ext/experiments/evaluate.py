@@ -1,50 +1,190 @@
-"""Judges a ticket on a named split; everything but the data's place comes from the ticket."""
+"""Judges a ticket on datasets, prints what was found, and compares it with another ticket."""
 
-import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-import jax
+import numpy as np
 from etils import epath
 
-import giung2_ext.data.sources
-from giung2_ext.core import accounting, discovery
+from giung2_ext.core import accounting
 from giung2_ext.core.errors import Refusal
-from giung2_ext.data import resident
-from giung2_ext.experiments.setup import build_model, count_uses, judged_in
-from giung2_ext.storage import tickets
-from giung2_ext.training.step import evaluate_sums
+from giung2_ext.experiments import scores
+from giung2_ext.experiments.config import Config
+from giung2_ext.experiments.judging import (
+    Judge,
+    Judged,
+    among,
+    judge_dataset,
+    judged_before,
+    open_dataset,
+)
+from giung2_ext.experiments.setup import count_uses
+from giung2_ext.storage import paths
+from giung2_ext.storage import predictions as kept
+from giung2_ext.training import processes
+
+CORRUPTED = "imagenet_c"
+FIVE = ("imagenet2012", "imagenet_v2", "imagenet_r", "imagenet_a", "imagenet_sketch")
 
 
-def evaluate_ticket(ckpt: str, split: str, data_root: str | None, batch_size: int) -> dict[str, float]:
-    """Accuracy and mean loss, each example counted once; prints both with all denominators."""
-    ticket = tickets.read_ticket(epath.Path(ckpt))
-    meta = ticket.meta
-    data, model = dict(meta["data"]), dict(meta["model"])
-    source = discovery.build(
-        giung2_ext.data.sources, "data source", data.pop("name"), root=data_root, **data
-    )
-    examples = source.split(split)
-    if list(examples.images.shape[1:]) != meta["image_shape"] or source.num_classes != meta["num_classes"]:
-        raise Refusal(
-            f"{ckpt} was trained on images of {meta['image_shape']} in {meta['num_classes']} classes; "
-            f"the {split} split has {list(examples.images.shape[1:])} in {source.num_classes}"
-        )
-    trained_in = meta.get("precision", "float32")
-    precision = judged_in(trained_in)
-    network = build_model(model.pop("name"), meta["num_classes"], precision, model)
-    batches = resident.evaluation_batches(examples, batch_size)
-    sums = jax.device_get(
-        jax.jit(functools.partial(evaluate_sums, network))(ticket.params, ticket.statistics, batches)
-    )
-    seen, hits = int(sums["seen"]), int(sums["correct"])
-    scores = {"accuracy": hits / seen, "loss": float(sums["loss"]) / seen, "seen": seen}
-    shapes, _, uses = count_uses(network, meta["image_shape"])
+def expand(datasets: Sequence[str], data_root: str | None) -> list[str]:
+    """`imagenet_c` alone means all of its variants that are there."""
+    expanded: list[str] = []
+    for dataset in datasets:
+        if dataset != CORRUPTED:
+            expanded.append(dataset)
+            continue
+        from giung2_ext.data.sources import _imagenet, imagenet_c
+
+        there = [v for v in imagenet_c.VARIANTS if _imagenet.is_there(imagenet_c.wanted(v), data_root)]
+        if not there:
+            raise Refusal(_imagenet.missing(imagenet_c.wanted(imagenet_c.VARIANTS[0]), data_root))
+        expanded += [f"{CORRUPTED}/{variant}" for variant in there]
+    return expanded
+
+
+def evaluate(
+    ckpt: str,
+    datasets: Sequence[str],
+    where: Config,
+    *,
+    pipeline: str = "timm",
+    split: str = "test",
+    batch_size: int = 512,
+    against: str | None = None,
+) -> list[dict[str, Any]]:
+    """Judges and prints; without datasets on the ticket's own."""
+    judge = Judge(ckpt, batch_size, where)
+    data_root = where.data_root
+    datasets = expand(datasets or [judge.meta["data"]["name"]], data_root)
+    describe(judge)
+    reference = Judge(against, batch_size, where) if against else None
+    for dataset in datasets:  # what is missing is said before anything takes long
+        judge.open(dataset, pipeline, data_root).split(split)
+    results = []
+    for dataset in datasets:
+        judged = judge_dataset(judge, dataset, pipeline, data_root, split)
+        say(lines_of(judged.result))
+        if reference is not None:
+            other = judged_before(reference, dataset, pipeline, data_root, split)
+            judged.result["against"] = compare(judge, reference, judged, other)
+        results.append(judged.result)
+    corrupted = [r for r in results if r["dataset"].startswith(f"{CORRUPTED}/")]
+    if len(corrupted) > 1:
+        errors = [1 - r["scores"]["all"]["top1"][0] for r in corrupted]
+        mean = f"{100 * np.mean(errors):.2f}%"
+        say([f"{CORRUPTED}: mean error {mean} over {len(errors)} variants, unnormalised"])
+    say([f"predictions: {judge.folder}"])
+    return results
+
+
+def say(lines: Iterable[str]) -> None:
+    if processes.first():
+        print("\n".join(lines), flush=True)
+
+
+def describe(judge: Judge) -> None:
+    """The ticket: what it is, what it was trained in, what it costs."""
+    meta = judge.meta
+    shapes, _, uses = count_uses(judge.model, meta["image_shape"])
     layers = {name: count for name, (count, _) in meta["layers"].items()}
     weights, flops = accounting.totals(accounting.layers(shapes, layers, uses), uses)
-    print(
-        f"{ckpt} (ticket {ticket.digest[:16]}, step {meta['step']:,}): {meta['model']['name']} on "
-        f"{meta['data']['name']} in {precision} (trained in {trained_in})\n"
-        f"{split}: accuracy {100 * hits / seen:.2f}% ({hits:,} of {seen:,}), loss {scores['loss']:.4f}\n"
-        f"{accounting.describe_weights(weights)}\n"
-        f"{accounting.describe_flops(flops)}"
+    say(
+        [
+            f"{judge.ckpt} (ticket {judge.ticket.digest[:16]}, step {meta['step']:,}): "
+            f"{meta['model']['name']} on {meta['data']['name']} in {judge.precision} "
+            f"(trained in {meta.get('precision', 'float32')})",
+            accounting.describe_weights(weights),
+            accounting.describe_flops(flops),
+        ]
     )
-    return scores
+
+
+NAMES = {"top1": "top-1", "top5": "top-5", "nll": "NLL", "brier": "Brier", "ece": "ECE", "real": "ReaL"}
+
+
+def text_of(name: str, score: Sequence[float], sign: str = "") -> str:
+    value, low, high = score
+    if name.startswith("top"):
+        return f"{NAMES[name]} {100 * value:{sign}.2f}% [{100 * low:{sign}.2f}, {100 * high:{sign}.2f}]"
+    return f"{NAMES[name]} {value:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    """A dataset's scores, and what they are of."""
+    lines = [f"{result['dataset']}: {result['about']}"]
+    for kind, found in result["scores"].items():
+        if kind == "real":
+            among = f"any of the right answers, {result['seen']:,} images that have one: "
+        else:
+            among = "" if len(result["scores"]) == 1 else f"among {kind} classes: "
+        lines.append("  " + among + " · ".join(text_of(name, found[name]) for name in found))
+    return lines
+
+
+def compare(judge: Judge, reference: Judge, ours: Judged, theirs: Judged) -> dict[str, Any]:
+    """Paired differences and the flipped examples, which are listed in a file beside the predictions."""
+    classes = [ending for ending in ("", "_all") if f"top{ending}" in ours.predictions]
+    compared = {}
+    for ending in classes:
+        found = scores.differ(among(ours.predictions, ending), among(theirs.predictions, ending))
+        kind = list(ours.result["scores"])[classes.index(ending)]
+        part = "" if len(classes) == 1 else f" among {kind} classes"
+        listed = ours.dataset.replace("/", ".") + (ending and ".all")
+        name = f"flips.{listed}.against_{reference.ticket.digest[:16]}.csv"
+        if processes.first():
+            kept.write_flips(judge.folder / name, flips(ours, theirs, found, "top" + ending))
+        say(
+            [
+                f"  minus {reference.ckpt}{part}: "
+                + " · ".join(text_of(n, score, "+") for n, score in found.scores.items()),
+                f"  {len(found.gained):,} examples gained, {len(found.lost):,} lost: {judge.folder / name}",
+            ]
+        )
+        gained, lost = len(found.gained), len(found.lost)
+        compared[kind] = {**scores.as_json(found.scores), "gained": gained, "lost": lost}
+    return {"ticket": reference.ticket.digest, "scores": compared}
+
+
+def flips(ours: Judged, theirs: Judged, found: scores.Difference, top: str) -> list[list[Any]]:
+    """A row for every example that one of the two has right and the other wrong."""
+    rows: list[list[Any]] = [["example", "label", "answer", "answer of the reference", "flip"]]
+    for flip, pairs in (("gained", found.gained), ("lost", found.lost)):
+        for mine, other in pairs:
+            answers = ours.predictions[top][mine, 0], theirs.predictions[top][other, 0]
+            rows.append([ours.name_of(mine), ours.predictions["labels"][mine], *answers, flip])
+    return rows
+
+
+def datasets_of(config: Config, say_line: Callable[[str], None]) -> list[str]:
+    """What a run's best ticket is to be judged on; `auto` leaves out, and says, what is not there."""
+    asked, data_root = config.judge.datasets, config.placement.data_root
+    automatic = asked == "auto"
+    if automatic:
+        asked = ",".join(FIVE) if config.data.name in FIVE else ""
+    found = []
+    for name in filter(None, "" if asked == "none" else asked.split(",")):
+        try:
+            open_dataset(name, config.data.to_dict(), config.judge.pipeline, data_root)
+        except Refusal as error:
+            if not automatic:
+                raise
+            say_line(f"tickets are not judged on {name}: {error}")
+            continue
+        found.append(name)
+    return expand(found, data_root)
+
+
+def judge_best(config: Config, folder: epath.Path, datasets: Sequence[str]) -> list[str]:
+    """Judges a finished run's best ticket where that is not kept already; its top-1 accuracies as text."""
+    if not datasets:
+        return []
+    where, pipeline = config.placement, config.judge.pipeline
+    judge = Judge(os.fspath(folder / paths.BEST), config.judge.batch_size, where)
+    words = []
+    for dataset in datasets:
+        result = judged_before(judge, dataset, pipeline, where.data_root, "test").result
+        first = next(iter(result["scores"].values()))
+        words.append(f"{dataset} {100 * first['top1'][0]:.2f}%")
+    return words

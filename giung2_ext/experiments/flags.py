@@ -34,7 +34,8 @@ ORIGINAL_FLAGS = {
 PLACEMENT_FLAGS = {
     name: f"placement.{name}" for name in ("mesh", "grad_accum", "distributed", "save_every")
 }
-FLAGS = ORIGINAL_FLAGS | PLACEMENT_FLAGS
+OTHER_FLAGS = {"select_on": "evaluation.select_on", "datasets": "judge.datasets"}
+FLAGS = ORIGINAL_FLAGS | PLACEMENT_FLAGS | OTHER_FLAGS
 TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 CONTINUATION = "if a command spans lines, every line but the last must end in a backslash"
 

@@ -3,7 +3,8 @@
 Rewind point (a constant rate, `chain.rewind_ni` steps), dense cycle 000, then cycles that keep
 `chain.pruning_ratio` of the survivors by global magnitude and restart from the rewind point under the
 new mask (Frankle et al. 2020, https://arxiv.org/abs/1912.05671). Every run is the one that the same
-`train.py` command computes, in the same folder; all trials and arms of a cycle train side by side.
+`train.py` command computes, in the same folder; all trials and arms of a cycle train side by side, or
+one after another where data is streamed.
 
     SAVE/[trial_i/]              the rewind point      SAVE/[trial_i/]ARM/      an arm's starting point
     SAVE/[trial_i/]000, 001, …   the tickets           SAVE/[trial_i/]ARM/001…  the arm's cycles
@@ -23,6 +24,8 @@ from giung2_ext.core.allocate import check_fraction
 from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.experiments import setup as setups
 from giung2_ext.experiments.config import Config
+from giung2_ext.experiments.evaluate import datasets_of, judge_best
+from giung2_ext.experiments.feeding import is_streamed
 from giung2_ext.experiments.progress import Progress, clock, percent
 from giung2_ext.experiments.single import (
     Run,
@@ -127,12 +130,14 @@ def use_cpu_cores(members: int) -> None:
 class Story:
     """A chain being run: what remains, and a line for every stage that is done."""
 
-    def __init__(self, config: Config, save: epath.Path, chains: Sequence[Chain]):
+    def __init__(self, config: Config, save: epath.Path, chains: Sequence[Chain], together: bool):
         self.config, self.save, self.chains = config, save, chains
-        self.setups = setups.Setups(together=len(chains) > 1)
+        self.setups = setups.Setups(together)
         self.held = list(dict.fromkeys([save, *(chain.base for chain in chains)]))
         cycles = (config.chain.cycles + 1) * config.optim.ni
-        self.progress = Progress(cycles + config.chain.rewind_ni)
+        self.members = 1 if together else len(chains)  # that train one after another
+        self.progress = Progress(self.members * (cycles + config.chain.rewind_ni))
+        self.datasets = datasets_of(config, self.progress.line)
 
     def stage(self, name: str, runs: Sequence[Run]) -> None:
         """Trains what is unfinished of one stage and says how it went."""
@@ -141,15 +146,20 @@ class Story:
         steps = runs[0].config.optim.ni
         began = time.monotonic()
         if missing:
-            solo = len(runs) == 1
-            states = runs[0].folder / paths.STATES if solo else self.save / paths.CHAIN_STATES / name
-            train(missing, self.setups, states, self.progress, name, self.held)
+            together = self.save / paths.CHAIN_STATES / name
+            for some in [missing] if self.setups.together else [[run] for run in missing]:
+                states = together if self.setups.together else some[0].folder / paths.STATES
+                train(some, self.setups, states, self.progress, name, self.held)
             results = results_of(runs)
             spent = f"{clock(time.monotonic() - began)}, {self.progress.left()} left"
         else:
-            self.progress.done += steps
+            self.progress.done += self.members * steps
             spent = "finished before"
         self.progress.line(self._line(name, steps, runs, results, spent))
+        for run in runs if name.isdigit() else ():
+            judged = judge_best(self.config, run.folder, self.datasets)
+            if judged:
+                self.progress.line(f"{name}: {' · '.join(judged)}")
         for run in runs:
             usual = next(c.seed for c in self.chains if run.folder in (c.base, c.base / name))
             if run.config.seed != usual:
@@ -185,11 +195,13 @@ def run_chain(config: Config, save: str) -> epath.Path:
     check_precision(config)
     folder = epath.Path(save)
     members = config.chain.trials * (1 + len(config.chain.arms))
-    use_cpu_cores(members)
+    together = members > 1 and not is_streamed(config.data.name)
+    if together:
+        use_cpu_cores(members)
     check_job(folder, config)
     processes.agree(lambda: check_layout(config, folder))
     config = config.copy_and_resolve_references()
-    if members > 1 and config.placement.mesh:
+    if together and config.placement.mesh:
         read_sizes(config.placement.mesh)
         raise Refusal(
             f"--mesh={config.placement.mesh}: the {members} members of this chain (trials and arms) have a "
@@ -198,14 +210,14 @@ def run_chain(config: Config, save: str) -> epath.Path:
     chains = plan_chains(config, folder)
     config.precision = rewind_run(config, chains[0]).config.precision  # one for the whole chain
     setups.check_config(config)
-    setups.check_placement(config, len(chains) > 1)
-    story = Story(config, folder, chains)
+    setups.check_placement(config, together)
+    story = Story(config, folder, chains, together)
     story.progress.line(
         f"imp · {config.model.name} on {config.data.name} · rewind point {config.chain.rewind_ni:,} steps, "
         f"dense cycle and {config.chain.cycles} cycles of {config.optim.ni:,} keeping "
         f"{config.chain.pruning_ratio:g} · {config.chain.trials} trial(s)"
         f"{''.join(f' + {arm}' for arm in config.chain.arms)} · seed {chains[0].seed} · "
-        f"{config.precision} on {setups.describe_devices(config, len(chains) > 1)} → {folder}"
+        f"{config.precision} on {setups.describe_devices(config, together)} → {folder}"
     )
     with contextlib.ExitStack() as open_until_done:
         processes.agree(lambda: open_until_done.enter_context(locks.locked(story.held)))

@@ -51,6 +51,7 @@ class Progress:
         self.total, self.done = steps, 0
         self.trained, self.seconds = 0, 0.0  # steps run by this process, and how long they took
         self._bar: Any = None
+        self._said: set[str] = set()
         self._since = 0.0
         self._spoke = time.monotonic()
 
@@ -61,6 +62,12 @@ class Progress:
             self._bar.clear()
         print(text, flush=True)
         self._spoke = time.monotonic()
+
+    def once(self, text: str) -> None:
+        """A line, unless it was said before."""
+        if text not in self._said:
+            self._said.add(text)
+            self.line(text)
 
     def sign_of_life(self, text: str) -> None:
         """A line, if there was none for `patience` seconds: a log of days should show that it lives."""

@@ -15,16 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-import giung2_ext.data.sources
 import giung2_ext.methods
 import giung2_ext.models
 from giung2_ext.core import accounting, discovery, schedules
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.core.method import Method
-from giung2_ext.data import resident
 from giung2_ext.data.source import Source
 from giung2_ext.experiments.config import Config, options_of
+from giung2_ext.experiments.feeding import Data, load_source, make_data
 from giung2_ext.training import accumulation
 from giung2_ext.training import step as steps
 from giung2_ext.training.hooks import SaveEvery
@@ -49,14 +48,8 @@ class Setup(NamedTuple):
     micro_batches: int
     shapes: Tree  # of the parameters
     uses: accounting.Uses  # how often an image uses each of them, for FLOPs
-    data: Tree  # the training split, placed
-    evaluation: dict[str, Tree]  # padded batches of the splits that are measured, placed
-
-
-def load_source(config: Config) -> Source:
-    root = config.placement.data_root
-    options = options_of(config, "data")
-    return discovery.build(giung2_ext.data.sources, "data source", config.data.name, root=root, **options)
+    data: Data
+    select_on: str  # the split that checkpoints are chosen on, as the source calls it
 
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -99,6 +92,14 @@ def count_uses(model: nn.Module, image_shape: Sequence[int]) -> tuple[Tree, Tree
 
 FITS = 0.92  # of a device's memory; evaluation and fragments have the rest
 
+POSITIVE = (
+    *("feed.batch_size", "evaluation.every", "evaluation.batch_size", "judge.batch_size", "tickets.every"),
+    *("placement.num_workers", "placement.prefetch_factor", "placement.log_every", "placement.keep_states"),
+    "chain.trials",
+)
+NOT_NEGATIVE = (
+    *("optim.ni", "chain.rewind_ni", "chain.cycles", "feed.randaugment", "placement.worker_processes"),
+)
 BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "optim.lr": (lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
     "optim.momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
@@ -106,6 +107,7 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "optim.label_smoothing": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "optim.global_clipping": (lambda v: 0 < v < math.inf, "above 0"),
     "optim.ema": (lambda v: 0 < v < 1, "in (0, 1)"),
+    "feed.magnitude": (lambda v: 0 <= v <= 10, "in 0..10"),
     "placement.joined_within": (lambda v: v >= 1, "at least 1"),
     "placement.lost_after": (lambda v: v >= 1, "at least 1"),
     "placement.stalled_after": (lambda v: v >= 0, "at least 0"),
@@ -114,12 +116,11 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
 
 def check_config(config: Config) -> None:
     """Values that only make sense within bounds; a refusal names the field."""
-    positive = ("feed.batch_size", "evaluation.every", "evaluation.batch_size", "tickets.every")
-    for field in (*positive, "placement.log_every", "placement.keep_states", "chain.trials"):
+    for field in POSITIVE:
         section, key = field.split(".")
         if config[section][key] < 1:
             raise Refusal(f"config.{field} must be at least 1, got {config[section][key]}")
-    for field in ("optim.ni", "chain.rewind_ni", "chain.cycles"):
+    for field in NOT_NEGATIVE:
         section, key = field.split(".")
         if config[section][key] < 0:
             raise Refusal(f"config.{field} must not be negative, got {config[section][key]}")
@@ -137,6 +138,11 @@ def check_config(config: Config) -> None:
         raise Refusal(
             f"batch_size {config.feed.batch_size} does not divide into BatchNorm groups of {group} "
             "(config.model.group_size; 0 is the whole batch)"
+        )
+    if not 0 <= config.feed.mixup < math.inf or (config.feed.mixup and config.feed.batch_size % 2):
+        raise Refusal(
+            "config.feed.mixup (alpha, 0: none) must be a finite number, at least 0, and mixes pairs of an "
+            f"even batch; got {config.feed.mixup:g} with a batch_size of {config.feed.batch_size}"
         )
     if config.evaluation.select_on == "train":
         raise Refusal("config.evaluation.select_on must be a split that is not trained on")
@@ -219,9 +225,8 @@ def make_setup(config: Config, members: int, together: bool = False) -> Setup:
         state = make_state(method, optimizer, seed_key(seed), params, masks, statistics, **kinds)
         return layout.owned(state)
 
-    train = source.split("train")
-    feed = resident.make_feed(train, config.feed.batch_size, config.feed.augment)
-    data = population.share(feed.arrays)
+    select_on = source.canonical(config.evaluation.select_on)
+    data = make_data(config, source, population, list(dict.fromkeys((select_on, "test"))))
 
     @functools.cache
     def program_of(micro_batches: int) -> Program:
@@ -237,14 +242,14 @@ def make_setup(config: Config, members: int, together: bool = False) -> Setup:
             layout=layout,
             shares=accumulation.shares(config.feed.batch_size, layout.devices, group, micro_batches),
         )
-        return make_program(judge, method, pair, feed, population)
+        return make_program(judge, method, pair, data.feed, population, config.feed.mixup)
 
-    shapes, statistics, uses = count_uses(model, train.images.shape[1:])
+    shapes, statistics, uses = count_uses(model, source.image_shape)
 
     def need(micro_batches: int) -> float:
         parts = (shapes, masking.dense(shapes, config.masks.prunable), statistics)
         state = population.abstract_whole(jax.eval_shape(begin, np.uint32(0), *parts))
-        return accumulation.needed(lambda: program_of(micro_batches).compile(state, data))
+        return accumulation.needed(lambda: program_of(micro_batches).compile(state, data.shapes))
 
     if config.placement.grad_accum == "auto":
         limit = FITS * agree(accumulation.device_memory)
@@ -252,12 +257,6 @@ def make_setup(config: Config, members: int, together: bool = False) -> Setup:
         micro_batches = agree(lambda: counted)
     else:
         micro_batches = check_cut(config, layout.devices)
-
-    def shared(name: str) -> Tree:
-        size = config.evaluation.batch_size
-        return population.share_batches(
-            resident.evaluation_batches(source.split(name), size, layout.devices)
-        )
 
     return Setup(
         source=source,
@@ -270,7 +269,7 @@ def make_setup(config: Config, members: int, together: bool = False) -> Setup:
         shapes=shapes,
         uses=uses,
         data=data,
-        evaluation={name: shared(name) for name in dict.fromkeys((config.evaluation.select_on, "test"))},
+        select_on=select_on,
     )
 
 
@@ -283,7 +282,7 @@ class Setups:
 
     def get(self, config: Config, members: int) -> Setup:
         plain = config.to_dict()
-        for key in ("seed", "start", "chain"):
+        for key in ("seed", "start", "chain", "judge"):
             del plain[key]
         key = json.dumps([plain, members], sort_keys=True)
         if key not in self._made:

@@ -18,6 +18,8 @@ from giung2_ext.core import accounting
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Failure, Refusal
 from giung2_ext.experiments.config import Config, recipe, with_defaults
+from giung2_ext.experiments.evaluate import datasets_of, judge_best
+from giung2_ext.experiments.feeding import is_streamed
 from giung2_ext.experiments.progress import Progress, percent, scores_line
 from giung2_ext.experiments.recording import write_parameters, write_start
 from giung2_ext.experiments.recover import recover
@@ -57,14 +59,14 @@ def check_precision(config: Config) -> None:
 
 
 def settled(folder: epath.Path, config: Config, seed: int | None = None) -> Config:
-    """A copy with what is decided once for a run and recorded: its seed and its precision.
+    """A copy with what is decided once for a run and recorded: its seed, precision and augmentation.
 
     What the folder has recorded holds where the config gives none; else the seed is `seed`, or drawn,
-    and the precision what the machine makes of `mixed_precision`. A seed in the config means that
-    `seed`, derived from it, is asked for, whatever is recorded.
+    the precision what the machine makes of `mixed_precision`, and streamed images are cropped at
+    random. A seed in the config means that `seed`, derived from it, is asked for, whatever is recorded.
     """
 
-    def decide() -> tuple[int, str]:
+    def decide() -> tuple[int, str, str]:
         recorded = records.recorded_recipe(folder)
         chosen = config.seed if seed is None else seed
         if config.seed is None and recorded is not None:
@@ -76,10 +78,15 @@ def settled(folder: epath.Path, config: Config, seed: int | None = None) -> Conf
             precision = recorded.get("precision", "float32")
         elif precision is None:
             precision = mixed_precision() if config.mixed_precision else "float32"
-        return chosen, precision
+        augment = config.feed.augment
+        if augment is None and recorded is not None:
+            augment = recorded["feed"]["augment"]
+        elif augment is None:
+            augment = "resized_crop" if is_streamed(config.data.name) else "none"
+        return chosen, precision, augment
 
     decided = config.copy_and_resolve_references()
-    decided.seed, decided.precision = processes.agree(decide)
+    decided.seed, decided.precision, decided.feed.augment = processes.agree(decide)
     return decided
 
 
@@ -116,6 +123,10 @@ def train(
             raise Refusal(f"{label} was finished by another process meanwhile; run the command again")
         alive = open_until_done.enter_context(signals.watched(runs[0].config.placement.stalled_after))
         setup = setups.get(runs[0].config, len(runs))
+        for split in setup.source.splits:
+            if split in setup.source.about:
+                name = runs[0].config.data.name
+                progress.once(f"{name} {split}: {setup.source.about[split]}")
         if setup.micro_batches > 1:
             size = runs[0].config.feed.batch_size // setup.micro_batches
             progress.line(f"{label}: {setup.micro_batches} micro-batches of {size:,}")
@@ -131,6 +142,7 @@ def train(
             for run, result in zip(runs, results, strict=True):
                 counts = {name: count for name, (count, _) in result["layers"].items()}
                 result["flops"] = write_parameters(run.folder, counts, setup)._asdict()
+                result["data"] = {s: a for s, a in setup.source.about.items() if s in setup.source.splits}
                 records.write_result(run.folder, result)
         for folder in (states_folder, *(run.folder / paths.STATES for run in runs)):
             StateStore(folder, 1).clear()
@@ -166,8 +178,8 @@ def _train_from(
         members,
         setup.program,
         setup.population,
-        setup.evaluation,
-        config.evaluation.select_on,
+        setup.data.evaluation,
+        setup.select_on,
         store,
         identity,
         lambda now, scores: progress.sign_of_life(scores_line(label, now, scores, progress.left())),
@@ -190,11 +202,11 @@ def _train_from(
 
     progress.open(label, config.optim.ni, step)
     try:
-        with signals.in_loop():
+        with signals.in_loop(), setup.data.open(config.seed) as data:
             state = run_loop(
                 setup.program,
                 state,
-                setup.data,
+                data,
                 total=config.optim.ni,
                 due=setup.method.due,
                 hooks=hooks,
@@ -234,6 +246,7 @@ def train_one(config: Config, save: str) -> dict[str, Any]:
     check_placement(run.config)
     [result] = results_of([run])
     progress = Progress(config.optim.ni, patience=0.0)
+    datasets = datasets_of(config, progress.line)  # what is missing is told before the run
     if result is not None:
         progress.line(f"{folder}: already finished, nothing to do")
     else:
@@ -245,6 +258,9 @@ def train_one(config: Config, save: str) -> dict[str, Any]:
         [result] = train([run], Setups(), folder / paths.STATES, progress, folder.name)
     assert result is not None
     progress.line(summary(result, folder))
+    judged = judge_best(run.config, folder, datasets)
+    if judged:
+        progress.line(" · ".join(judged))
     return result
 
 

@@ -120,7 +120,7 @@ def _shrink(config: Config, put: Callable[[Tree], Tree], params: Tree, masks: Tr
 
 def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
     """One member's state at step 0, and the lineage that its tickets carry."""
-    image_shape = setup.source.split("train").images.shape[1:]
+    image_shape = setup.source.image_shape
     seed, put = np.uint32(config.seed), setup.population.put
     params, statistics = _initialiser(setup.model, image_shape, setup.population.layout)(seed)
     mean, std = (np.asarray(v, np.float32) for v in (setup.source.mean, setup.source.std))

@@ -1,12 +1,13 @@
 """Reads a chain's folders and writes its report: tables, figures, and a page with both."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.reports import figures, tables
-from giung2_ext.storage import paths, records, tickets
+from giung2_ext.storage import paths, predictions, records, tickets
 
 REPORT = "report"
 
@@ -19,6 +20,8 @@ class Point(NamedTuple):
     cycle: int
     folder: epath.Path
     result: dict[str, Any]
+    judged: Mapping[str, dict[str, Any]] = {}
+    """Scores of the best ticket by dataset, as `evaluate.py` and `imp.py` keep them"""
 
     @property
     def density(self) -> float:
@@ -40,10 +43,18 @@ def read_chain(folder: epath.Path) -> list[Point]:
                 result = records.read_result(cycle)
                 if result is not None:
                     arm = "" if chain == base else chain.name
-                    points.append(Point(trial, arm, int(cycle.name), cycle, result))
+                    judged = read_judged(cycle, result["tickets"]["best"])
+                    points.append(Point(trial, arm, int(cycle.name), cycle, result, judged))
     if not any(point.arm == "" for point in points):
         raise Refusal(f"no finished cycle (000, 001, …) below {folder}")
     return points
+
+
+def read_judged(folder: epath.Path, digest: str) -> dict[str, dict[str, Any]]:
+    """Of several pipelines the one whose arrays or transform most of a chain's numbers have: timm's."""
+    found = predictions.all_scores(predictions.folder_of(folder / paths.BEST, digest))
+    found.sort(key=lambda scores: scores["asked"] == "timm")
+    return {scores["dataset"]: scores for scores in found if ":" not in scores["dataset"]}
 
 
 def read_masks(points: list[Point]) -> dict[tuple[int, int], Any]:
@@ -68,8 +79,24 @@ def notes(points: list[Point]) -> list[str]:
         if trials > 1
         else "One trial: no spread.",
     ]
+    lines += [f"{split}: {about}." for split, about in result.get("data", {}).items()]
     if "test" in select:
         lines.append("Warning: selected on the test split, so its accuracy is optimistic.")
+    return lines
+
+
+def shift_notes(points: list[Point]) -> list[str]:
+    """What the columns of the shifts are: examples, pipeline, and among which classes."""
+    lines = []
+    for name, scores in {n: s for p in points if p.arm == "" for n, s in p.judged.items()}.items():
+        column = tables.SHIFTS.get(name, name)
+        kind, found = next(iter(scores["scores"].items()))
+        low, high = (100 * v for v in found["top1"][1:])
+        lines.append(
+            f"{column}: top-1 of {paths.BEST} on {name}, {scores['seen']:,} examples, among "
+            f"{kind} classes, pipeline {scores['pipeline']}; the last cycle's 95% interval is "
+            f"{low:.2f} to {high:.2f}."
+        )
     return lines
 
 
@@ -85,6 +112,14 @@ def write_report(folder: epath.Path | str) -> epath.Path:
     paths.write_bytes(report / "table.md", (markdown + "\n").encode())
     paths.write_bytes(report / "table.csv", tables.to_csv(table).encode())
     paths.write_bytes(report / "table.tex", tables.to_latex(table).encode())
+    shifts = tables.shift_table(points)
+    if len(shifts) > 1:
+        shift_text = tables.to_markdown(shifts)
+        paths.write_bytes(report / "shifts.md", (shift_text + "\n").encode())
+        paths.write_bytes(report / "shifts.csv", tables.to_csv(shifts).encode())
+        paths.write_bytes(report / "shifts.tex", tables.to_latex(shifts).encode())
+        markdown = f"{markdown}\n\n{shift_text}"
+        explained += shift_notes(points)
     runs = tables.write_csv(tables.runs_table(points))
     paths.write_bytes(report / "runs.csv", runs.encode())
     drawn = figures.draw_all(points, read_masks(points), report / "figures")

@@ -54,6 +54,41 @@ def chain_table(points: Sequence[Any]) -> Table:
     return rows
 
 
+SHIFTS = {  # the columns of the original suite's table
+    "imagenet2012": "IN",
+    "imagenet_v2": "IN-V2",
+    "imagenet_r": "IN-R",
+    "imagenet_a": "IN-A",
+    "imagenet_sketch": "IN-S",
+}
+
+
+def shift_table(points: Sequence[Any]) -> Table:
+    """Top-1 of each cycle's best ticket on ImageNet and its shifts; no rows where nothing was judged."""
+    own = [p for p in points if p.arm == "" and p.judged]
+    columns = [name for name in SHIFTS if any(name in p.judged for p in own)]
+    columns += sorted({name for p in own for name in p.judged} - set(SHIFTS))
+    header = ["Cycle", "# Params (Conv)", *(f"{SHIFTS.get(name, name)} %" for name in columns)]
+    rows = [header + ["GFLOPs", "density of all"]]
+    for cycle in sorted({p.cycle for p in own}):
+        here = [p for p in own if p.cycle == cycle]
+        result = here[0].result
+        weights = accounting.totals_of(result["prunable"], result["kept"], result["parameters"])
+        judged = [[p.judged[name] for p in here if name in p.judged] for name in columns]
+        flops = result["flops"]["all_kept"] / 1e9 if "flops" in result else float("nan")
+        rows.append(
+            [f"{cycle:03d}", f"{result['kept']:,}"]
+            + [spread([100 * first_score(scores) for scores in found]) for found in judged]
+            + [f"{flops:.3g}", f"{weights.all_kept / weights.all:.4f}"]
+        )
+    return rows
+
+
+def first_score(judged: dict[str, Any]) -> float:
+    """Top-1 as it is usually reported: among the classes of the set."""
+    return next(iter(judged["scores"].values()))["top1"][0]
+
+
 def runs_table(points: Sequence[Any]) -> Table:
     """One row a run, with everything needed to trace a number to its tickets."""
     splits = list(points[0].result["scores"]["best"])

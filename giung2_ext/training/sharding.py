@@ -120,6 +120,11 @@ class Layout(NamedTuple):
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._owned_sharding(x)), tree
         )
 
+    def abstract_rows(self, tree: Tree) -> Tree:
+        """The same of a batch."""
+        place = self._sharding(AXES)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
     # Inside jit: where the arrays of a tree are to lie.
 
     def _constrain(self, tree: Tree, rule: Callable[[Any], NamedSharding]) -> Tree:
@@ -147,6 +152,26 @@ class Layout(NamedTuple):
 
     def put_rows(self, tree: Tree, axis: int = 0) -> Tree:
         return put(tree, lambda x: self._sharding(*(None,) * axis, AXES))
+
+    def rows_here(self, size: int) -> list[int]:
+        """Which rows of a batch of `size` this process's devices hold, in order."""
+        places = self._sharding(AXES).addressable_devices_indices_map((size,)).values()
+        return sorted({row for index in places if index for row in range(size)[index[0]]})
+
+    def join_rows(self, tree: Tree, size: int) -> Tree:
+        """Batches of `size` rows, of which every process gives those that are `rows_here`."""
+        here = self.rows_here(size)
+
+        def place(leaf: np.ndarray) -> Any:
+            def part(index: Any) -> np.ndarray:
+                start, stop, _ = index[0].indices(size)
+                first = here.index(start)
+                return leaf[first : first + stop - start]  # a device's rows follow each other
+
+            shape = (size, *leaf.shape[1:])
+            return jax.make_array_from_callback(shape, self._sharding(AXES), part)
+
+        return jax.tree.map(place, tree)
 
 
 LOCAL = Layout()

@@ -106,6 +106,9 @@ def make_gradients(
         logits, updated = network(model, weights, statistics, batch["images"], train=True)
         valid = batch["valid"]
         each = losses.cross_entropy(logits, batch["labels"], smoothing)
+        if "partners" in batch:  # mixed with another example
+            other = losses.cross_entropy(logits, batch["partners"], smoothing)
+            each = batch["share"] * each + (1 - batch["share"]) * other
         total = jnp.where(valid, each, 0.0).sum()
         count = valid.sum(dtype=jnp.int32)
         hits = (valid & losses.correct(logits, batch["labels"])).sum(dtype=jnp.int32)

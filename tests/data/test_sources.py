@@ -24,7 +24,7 @@ def rows(split):
 
 def test_digits_are_fixed_splits_of_the_stored_file_in_its_order():
     source = digits.build()
-    parts = [source.split(name) for name in ("train", "validation", "test")]
+    parts = [source.split(name) for name in ("train", "holdout", "test")]
     assert [len(part.labels) for part in parts] == [1200, 200, 397]
     with np.load(digits.FILE) as stored:
         assert np.array_equal(np.concatenate([part.images for part in parts]), stored["images"])
@@ -63,8 +63,8 @@ def test_an_unknown_source_option_or_split_is_refused_with_the_nearest():
         discovery.build(giung2_ext.data.sources, "data source", "digit")
     with pytest.raises(Refusal, match=r"takes no option 'hold_out'.*did you mean 'holdout'"):
         discovery.build(giung2_ext.data.sources, "data source", "arrays", hold_out=3)
-    with pytest.raises(Refusal, match=r"unknown split 'valid'; known: test, train, validation; did you"):
-        digits.build().split("valid")
+    with pytest.raises(Refusal, match=r"unknown split 'hold'; known: holdout, test, train; did you"):
+        digits.build().split("hold")
 
 
 def to_npz(folder):
@@ -82,7 +82,7 @@ def test_arrays_are_read_as_stored_and_the_last_of_train_are_held_out(packed, im
     if packed:
         to_npz(image_arrays)
     source = arrays.build(os.fspath(image_arrays), num_classes=3, holdout=25)
-    train, held, test = (source.split(name) for name in ("train", "validation", "test"))
+    train, held, test = (source.split(name) for name in ("train", "holdout", "test"))
     assert np.array_equal(train.images, images[:95])
     assert np.array_equal(held.images, images[95:])
     assert np.array_equal(train.labels, labels[:95])
@@ -96,8 +96,8 @@ def test_a_validation_split_of_its_own_leaves_train_whole(image_arrays):
     for what in ("images", "labels"):
         np.save(image_arrays / f"validation_{what}.npy", np.load(image_arrays / f"test_{what}.npy")[:7])
     source = arrays.build(os.fspath(image_arrays), num_classes=3)
-    assert [len(source.split(name).labels) for name in ("train", "validation", "test")] == [120, 7, 45]
-    with pytest.raises(Refusal, match=r"has a validation split: .*holdout must be 0, got 5"):
+    assert [len(source.split(name).labels) for name in ("train", "holdout", "test")] == [120, 7, 45]
+    with pytest.raises(Refusal, match=r"has a validation file: .*holdout must be 0, got 5"):
         arrays.build(os.fspath(image_arrays), num_classes=3, holdout=5)
 
 
@@ -175,7 +175,7 @@ def test_cifar10_is_read_in_the_order_of_its_files_with_channels_last(inner, cif
     parts = {
         "test": [stored(0, slice(12))],
         "train": [*(stored(f, slice(12)) for f in (1, 2, 3)), stored(4, slice(4))],
-        "validation": [stored(4, slice(4, 12)), stored(5, slice(12))],
+        "holdout": [stored(4, slice(4, 12)), stored(5, slice(12))],
     }
     assert set(source.splits) == set(parts)
     for name, expected in parts.items():
@@ -297,15 +297,15 @@ def test_the_published_cifar10_has_its_published_splits_classes_mean_and_deviati
     source = cifar10.build(real_cifar10())
     sizes = {name: split.images.shape for name, split in source.splits.items()}
     assert sizes == {
-        "train": (45000, 32, 32, 3), "validation": (5000, 32, 32, 3), "test": (10000, 32, 32, 3)
+        "train": (45000, 32, 32, 3), "holdout": (5000, 32, 32, 3), "test": (10000, 32, 32, 3)
     }  # fmt: skip
     count = {name: np.bincount(split.labels, minlength=10) for name, split in source.splits.items()}
     assert (count["test"] == 1000).all()
-    assert (count["train"] + count["validation"] == 5000).all()
+    assert (count["train"] + count["holdout"] == 5000).all()
     assert source.split("train").labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]  # frog, truck, …
     levels = np.arange(256) / 255
     for channel in range(3):
-        pixels = [source.split(name).images[..., channel].ravel() for name in ("train", "validation")]
+        pixels = [source.split(name).images[..., channel].ravel() for name in ("train", "holdout")]
         share = sum(np.bincount(p, minlength=256) for p in pixels) / (50000 * 1024)
         mean = (share * levels).sum()
         assert round(mean, 4) == source.mean[channel]

@@ -13,6 +13,7 @@ from fakes import REPOSITORY, Stopped, dying_at
 from giung2_ext.core import accounting
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import command, evaluate, setup, single
+from giung2_ext.experiments.config import default_config
 from giung2_ext.experiments.flags import parse
 from giung2_ext.storage import records
 from giung2_ext.storage.tickets import read_ticket, write_ticket
@@ -24,6 +25,7 @@ RUN = (DIGITS, "--seed=5", "--optim_ni=30", "--config.evaluation.every=10",
 SPARSE = ("--config.masks.criterion=random", "--config.masks.density=0.1", "--config.masks.prunable=body",
           "--optim_lr=0.01")  # fmt: skip
 EMA = "--config.optim.ema=0.8"
+WHERE = default_config().placement
 HALF = (*RUN, *SPARSE, EMA)  # with --config.precision=float16: the run `half`
 
 
@@ -232,17 +234,17 @@ def test_a_float16_ticket_is_judged_in_float32_and_gives_the_runs_own_numbers(ha
     folder, result = half
     ticket = read_ticket(folder / "last.ckpt")
     for name, when in (("best_acc.ckpt", "best"), ("last.ckpt", "last")):
-        scores = evaluate.evaluate_ticket(str(folder / name), "test", None, 64)
-        own = result["scores"][when]["test"]
-        assert scores["accuracy"] == own["accuracy"]
-        assert scores["loss"] == pytest.approx(own["loss"], rel=1e-6)
+        [judged] = evaluate.evaluate(str(folder / name), [], WHERE, batch_size=64)
+        scores, own = judged["scores"]["all"], result["scores"][when]["test"]
+        assert scores["top1"][0] == own["accuracy"]
+        assert scores["nll"][0] == pytest.approx(own["loss"], rel=1e-6)
     said = capsys.readouterr().out
     assert said.count("lenet on digits in float32 (trained in float16)\n") == 2
     assert f"{ticket.meta['kept'] * 2:,} of 98,400 in prunable layers (0.1000)" in said
 
     older = {key: v for key, v in ticket.meta.items() if key not in ("precision", "digest")}
     place, _ = write_ticket(folder, ticket.params, ticket.masks, ticket.statistics, older)
-    assert evaluate.evaluate_ticket(str(place), "test", None, 64) == scores
+    assert evaluate.evaluate(str(place), [], WHERE, batch_size=64)[0]["scores"]["all"] == scores
     assert [setup.judged_in(name) for name in setup.PRECISIONS] == ["float32", "bfloat16", "float32"]
 
 

@@ -11,6 +11,7 @@ from fakes import REPOSITORY, Stopped, dying_at
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Failure, Refusal
 from giung2_ext.experiments import evaluate, setup
+from giung2_ext.experiments.config import default_config
 from giung2_ext.storage import records
 from giung2_ext.storage.tickets import read_ticket
 from giung2_ext.training import accumulation
@@ -26,6 +27,7 @@ RUN = (
 RIGL = ("--config.method.name=rigl", "--config.method.every=4", "--config.method.stop=20",
         "--config.masks.criterion=random", "--config.masks.density=0.1")  # fmt: skip
 STATES = ("--save_every=5",)
+WHERE = default_config().placement
 
 
 def stop_at(monkeypatch, step):
@@ -96,10 +98,10 @@ def test_no_steps_write_just_step_zero(train, tmp_path):
 def test_the_best_ticket_is_the_first_with_the_most_hits_on_the_selection_split(train, tmp_path):
     result = train(tmp_path / "run", *RUN)
     rows = records.read_metrics(tmp_path / "run")
-    hits = [(r["step"], r["correct"]) for r in rows if r["split"] == "validation" and r["step"] > 0]
+    hits = [(r["step"], r["correct"]) for r in rows if r["split"] == "holdout" and r["step"] > 0]
     most = max(c for _, c in hits)
     assert result["best_step"] == next(s for s, c in hits if c == most)
-    assert result["scores"]["best"]["validation"]["correct"] == most
+    assert result["scores"]["best"]["holdout"]["correct"] == most
     assert {r["step"] for r in rows if r["split"] == "test"} == {0}  # never looked at while selecting
     on_test = train(tmp_path / "test", *RUN, "--config.evaluation.select_on=test")
     assert on_test["selected_on"] == "test"
@@ -165,7 +167,7 @@ def test_micro_batches_that_fit_in_memory_train_the_same(train, tmp_path, monkey
     parts = train(tmp_path / "parts", *flags)
     assert "micro-batches of" in capsys.readouterr().out
     assert need[-1] < 0.8 * need[0]
-    loss = [result["scores"]["last"]["validation"]["loss"] for result in (whole, parts)]
+    loss = [result["scores"]["last"]["holdout"]["loss"] for result in (whole, parts)]
     assert loss[0] == pytest.approx(loss[1], rel=1e-4)
     monkeypatch.setattr(accumulation, "device_memory", lambda: 1000)
     with pytest.raises(Refusal, match="a step does not fit in"):
@@ -206,9 +208,11 @@ def test_a_run_is_not_written_into_a_ticket(train, tmp_path):
 def test_evaluating_a_ticket_gives_the_number_that_the_run_recorded(train, tmp_path, capsys):
     result = train(tmp_path / "run", *RUN)
     for name, when in (("best_acc.ckpt", "best"), ("last.ckpt", "last")):
-        scores = evaluate.evaluate_ticket(str(tmp_path / "run" / name), "test", None, 64)
-        assert scores["accuracy"] == result["scores"][when]["test"]["accuracy"]
-        assert scores["seen"] == 397
+        [judged] = evaluate.evaluate(str(tmp_path / "run" / name), [], WHERE, batch_size=64)
+        scores, own = judged["scores"]["all"], result["scores"][when]["test"]
+        assert scores["top1"][0] == own["accuracy"]
+        assert scores["nll"][0] == pytest.approx(own["loss"], rel=1e-5)
+        assert judged["seen"] == 397
     assert "50,200 of 50,200 prunable (1.0000)" in capsys.readouterr().out
 
 

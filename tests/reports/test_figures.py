@@ -41,7 +41,7 @@ def make_chain(folder, trials):
                 for when, less in (("start", 0.4), ("best", 0.0), ("last", 0.01))
             }
             counts = {key: meta[key] for key in ("kept", "prunable", "parameters", "layers")}
-            known = dict(selected_on="validation", seed=t, best_step=10, tickets=dict(best="b", last="l"))
+            known = dict(selected_on="holdout", seed=t, best_step=10, tickets=dict(best="b", last="l"))
             records.write_result(run, {"scores": scores, "parents": {}, **known, **counts})
     return chain.read_chain(folder)
 

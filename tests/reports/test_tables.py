@@ -13,7 +13,7 @@ from giung2_ext.reports import chain, tables
 from giung2_ext.storage import records
 
 
-def make_result(kept, best, start=0.1, selected_on="validation"):
+def make_result(kept, best, start=0.1, selected_on="holdout"):
     def scores(accuracy):
         return {"test": {"accuracy": accuracy, "correct": 0, "seen": 1397}}
 
@@ -153,7 +153,7 @@ def test_a_folder_without_finished_cycles_is_refused(tmp_path):
 def test_notes_say_what_was_measured_and_warn_of_selection_on_test():
     calm = "\n".join(chain.notes(make_points()))
     assert "1,397 test images" in calm
-    assert "selected on validation" in calm
+    assert "selected on holdout" in calm
     assert "over 3 trials" in calm
     assert "Warning" not in calm
     result = make_result(900, 0.9, selected_on="test")

@@ -253,3 +253,28 @@ def test_without_a_mesh_every_rule_is_the_identity():
     tree = {"w": jnp.ones((8, 8))}
     for rule in (Layout().whole, Layout().owned, Layout().rows):
         assert rule(tree) is tree
+
+
+@pytest.mark.parametrize("text", ["data:8", "data:2,fsdp:4", "data:1,fsdp:2", "data:1"])
+def test_rows_that_a_host_reads_land_as_the_same_batch(text):
+    layout = Layout(read_mesh(text, 16))
+    whole = {"x": np.arange(48).reshape(16, 3), "y": np.arange(16)}
+    assert layout.rows_here(16) == list(range(16))  # one process has them all
+    placed = layout.join_rows(whole, 16)
+    expected = layout.put_rows(whole)
+    for name, leaf in placed.items():
+        assert np.array_equal(leaf, whole[name])
+        assert leaf.sharding == expected[name].sharding
+
+
+def test_a_host_whose_devices_are_scattered_reads_the_rows_of_each(monkeypatch):
+    layout = Layout(read_mesh("data:4", 8))
+    scattered = set(layout.mesh.devices.ravel()[[0, 3]].tolist())
+    sharding = type(layout.put_rows(np.zeros(8)).sharding)
+    whole = sharding.addressable_devices_indices_map
+
+    def of_this_host(self, shape):
+        return {device: index for device, index in whole(self, shape).items() if device in scattered}
+
+    monkeypatch.setattr(sharding, "addressable_devices_indices_map", of_this_host)
+    assert layout.rows_here(8) == [0, 1, 6, 7]

@@ -1,7 +1,7 @@
 """Arrays on disk: `ROOT/SPLIT_images.npy` with `ROOT/SPLIT_labels.npy`, or `ROOT/SPLIT.npz`.
 
-Splits are `train`, `test` and optionally `validation`; without the last, the final `holdout` examples
-of train are it. `.npy` files are memory-mapped.
+Splits are `train`, `test` and optionally `validation`, which becomes the split `holdout`; without it the
+final `holdout` examples of train are that. `.npy` files are memory-mapped.
 """
 
 import zipfile
@@ -11,6 +11,8 @@ from etils import epath
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.data.source import Source, Split, check_split
+
+FILES = {"train": "train", "holdout": "validation", "test": "test"}
 
 
 def build(
@@ -23,8 +25,8 @@ def build(
     if root is None:
         raise Refusal("data 'arrays' needs --data_root=DIR with train_images.npy, train_labels.npy, …")
     splits = {}
-    for name in ("train", "validation", "test"):
-        found = _read(epath.Path(root), name)
+    for name, file in FILES.items():
+        found = _read(epath.Path(root), file)
         if found is not None:
             splits[name] = check_split(f"{root}: {name}", *found, num_classes)
     missing = [name for name in ("train", "test") if name not in splits]
@@ -43,17 +45,17 @@ def build(
         )
     if splits["train"].images.dtype == np.uint8 and max(map(abs, mean)) > 1:
         raise Refusal(f"config.data.mean is of pixels / 255 for uint8 images: in 0..1, got {mean}")
-    if "validation" in splits and holdout:
-        raise Refusal(f"{root} has a validation split: config.data.holdout must be 0, got {holdout}")
-    if "validation" not in splits:
+    if "holdout" in splits and holdout:
+        raise Refusal(f"{root} has a validation file: config.data.holdout must be 0, got {holdout}")
+    if "holdout" not in splits:
         train, size = splits["train"], len(splits["train"].labels)
         if not 0 < holdout < size:
             raise Refusal(
-                f"{root} has no validation split: hold out part of its {size} training examples "
+                f"{root} has no validation file: hold out part of its {size} training examples "
                 f"with --config.data.holdout=N, 0 < N < {size} (it is {holdout})"
             )
         splits["train"] = Split(train.images[:-holdout], train.labels[:-holdout])
-        splits["validation"] = Split(train.images[-holdout:], train.labels[-holdout:])
+        splits["holdout"] = Split(train.images[-holdout:], train.labels[-holdout:])
     return Source(splits, num_classes, mean, std)
 
 

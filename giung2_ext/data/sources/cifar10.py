@@ -2,7 +2,7 @@
 
 The batches are pickles of dicts of NumPy arrays; only the names that such a pickle needs are resolved,
 so a file cannot run code. The last `holdout` of the 50,000 training images, which are in random order,
-are the validation split. Default mean and std are those of the training pixels.
+are the split `holdout`. Default mean and std are those of the training pixels.
 """
 
 import codecs
@@ -73,5 +73,5 @@ def build(
     if not len(mean) == len(std) == 3:
         raise Refusal(f"config.data.mean and .std need 3 channels, got {mean}, {std}")
     splits["train"] = Split(train.images[:-holdout], train.labels[:-holdout])
-    splits["validation"] = Split(train.images[-holdout:], train.labels[-holdout:])
+    splits["holdout"] = Split(train.images[-holdout:], train.labels[-holdout:])
     return Source(splits, 10, tuple(mean), tuple(std))

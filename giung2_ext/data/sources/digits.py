@@ -1,6 +1,6 @@
 """The UCI handwritten digits that ship with the package: 1,797 images of 8x8, values 0..16.
 
-Alpaydin & Kaynak 1998, CC BY 4.0. Fixed splits: 1,200 train, 200 validation, 397 test.
+Alpaydin & Kaynak 1998, CC BY 4.0. Fixed splits: 1,200 train, 200 holdout, 397 test.
 """
 
 import pathlib
@@ -10,7 +10,7 @@ import numpy as np
 from giung2_ext.data.source import Source, check_split
 
 FILE = pathlib.Path(__file__).with_name("digits.npz")
-SPLITS = {"train": slice(0, 1200), "validation": slice(1200, 1400), "test": slice(1400, None)}
+SPLITS = {"train": slice(0, 1200), "holdout": slice(1200, 1400), "test": slice(1400, None)}
 
 
 def build(root: str | None = None) -> Source:

@@ -1,0 +1,236 @@
+"""The streaming feed: images on disk, decoded by threads or worker processes, a few batches ahead.
+
+Row r of batch n is a pure function of (seed, n, r): place n * batch_size + r in the shuffled epochs, one
+after another with nothing dropped, and pixels drawn from (seed, place). A process reads only the rows
+that its devices hold, so the global batch is the same for every number of processes, threads and
+workers, and any step is reached at once. An image that cannot be decoded is replaced by the next
+record; in evaluation it is black. Both are named to `report`.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from giung2_ext.core.errors import Refusal, unknown
+from giung2_ext.data.images import Undecodable
+from giung2_ext.data.source import Example, Records
+from giung2_ext.data.transforms import PIPELINES, train_image
+
+Batch = dict[str, np.ndarray]
+Report = Callable[[list[str]], None]
+ORDER, PIXELS = "order", "pixels"
+AUGMENTATIONS = ("none", "resized_crop")
+RESIDENT = "none"  # the pipeline of pixels that are what the network sees
+TRIES = 100  # records in a row that may be damaged
+
+
+def _bits(seed: int, use: str) -> int:
+    """64 bits from a seed: trial i has seed S + i, and must not see trial 0's epoch i."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{use}".encode()).digest()[:8])
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What becomes of an image on its way to the network."""
+
+    size: int
+    pipeline: str  # of what is evaluated, and of training without augmentation
+    augment: str = "none"
+    randaugment: tuple[int, float] | None = None  # layers, magnitude
+
+
+def check_recipe(recipe: Recipe) -> None:
+    if recipe.augment not in AUGMENTATIONS:
+        raise unknown("augmentation of streamed data", recipe.augment, AUGMENTATIONS)
+    if recipe.pipeline not in (*PIPELINES, RESIDENT):
+        raise unknown("pipeline", recipe.pipeline, PIPELINES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The rows of all batches that one process reads, in order; endless."""
+
+    records: Records
+    recipe: Recipe
+    batch_size: int
+    rows: Sequence[int]
+    seed: int
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    @functools.cached_property
+    def _order(self) -> Any:
+        shuffled = grain.MapDataset.range(len(self.records)).shuffle(_bits(self.seed, ORDER) >> 32)
+        return shuffled.repeat()
+
+    def __getitem__(self, index: int) -> Batch:
+        step, row = divmod(index, len(self.rows))
+        place = step * self.batch_size + self.rows[row]
+        first = int(self._order[place])
+        for attempt in range(min(TRIES, len(self.records))):
+            record = (first + attempt) % len(self.records)
+            example = self.records[record]
+            draw = np.random.Generator(np.random.Philox(key=_bits(self.seed, PIXELS), counter=place))
+            try:
+                image = self._pixels(example, draw)
+            except Undecodable:
+                continue
+            return _row(image, example.label, damaged=first if attempt else -1)
+        raise Refusal(
+            f"{TRIES} training images in a row cannot be decoded, from {self.records[first].name}"
+        )
+
+    def _pixels(self, example: Example, draw: np.random.Generator) -> np.ndarray:
+        recipe = self.recipe
+        if recipe.augment == "none":
+            image = brought(example.image, recipe)
+        else:
+            image = train_image(example.image, recipe.size, draw)
+        if recipe.randaugment is not None:
+            from giung2_ext.data.randaugment import randaugment
+
+            image = randaugment(image, draw, *recipe.randaugment)
+        return image
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A process's rows of a split's batches; the last batch is padded, `valid` marks the real."""
+
+    records: Records
+    recipe: Recipe
+    batch_size: int
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return -(-len(self.records) // self.batch_size) * len(self.rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        step, row = divmod(index, len(self.rows))
+        place = step * self.batch_size + self.rows[row]
+        valid = place < len(self.records)
+        example = self.records[place if valid else 0]
+        try:
+            image = brought(example.image, self.recipe)
+        except Undecodable:
+            black = np.zeros((self.recipe.size, self.recipe.size, 3), np.uint8)
+            row = _row(black, example.label, damaged=place if valid else -1)
+        else:
+            row = _row(image if valid else np.zeros_like(image), example.label)
+        return {**row, "valid": np.bool_(valid), "ids": identity(example)}
+
+
+def brought(image: bytes | np.ndarray, recipe: Recipe) -> np.ndarray:
+    """An image at the network's size, as it is evaluated."""
+    if recipe.pipeline == RESIDENT:
+        return np.asarray(image)
+    return PIPELINES[recipe.pipeline](image, recipe.size)
+
+
+def identity(example: Example) -> np.ndarray:
+    """64 bits, in two words, of label and file name: the same in whatever form a set is stored."""
+    text = f"{example.label}/{example.name.rpartition('/')[2]}"
+    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), "<u4")
+
+
+def _row(image: np.ndarray, label: int, damaged: int = -1) -> Batch:
+    return {
+        "images": image,
+        "labels": np.int32(label),
+        "valid": np.True_,
+        "damaged": np.int64(damaged),
+    }
+
+
+def host_batches(
+    rows: Training | Evaluation,
+    start: int = 0,
+    threads: int = 16,
+    processes: int = 0,
+    report: Report = print,
+) -> Iterator[Batch]:
+    """A process's share of the batches from step `start` on, the next ones decoded meanwhile."""
+    share = len(rows.rows)
+    source = grain.MapDataset.source(rows)
+    if processes:  # each decodes whole batches
+        _let_grain_start_processes()
+        own = grain.ReadOptions(num_threads=max(1, threads // processes), prefetch_buffer_size=2)
+        batches = source.batch(share)[start:].to_iter_dataset(own)
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=processes))
+    else:
+        own = grain.ReadOptions(num_threads=max(1, threads), prefetch_buffer_size=2 * share)
+        batches = source[start * share :].to_iter_dataset(own).batch(share)
+    for batch in batches:
+        damaged = batch.pop("damaged")
+        names = [rows.records[int(record)].name for record in damaged[damaged >= 0]]
+        if names:
+            report(names)
+        yield batch
+
+
+def _let_grain_start_processes() -> None:
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain reads its own from there
+
+
+class Reader:
+    """Places the batches of one run on the devices, `ahead` of them before they are asked for.
+
+    `open_at(step)` gives host batches from a step on, `place` puts one where the step wants it. Steps are
+    asked for in order; another one starts anew there.
+    """
+
+    def __init__(
+        self, open_at: Callable[[int], Iterator[Batch]], place: Callable[[Batch], Any], ahead: int
+    ):
+        self._open_at, self._place, self._ahead = open_at, place, max(1, ahead)
+        self._next: int | None = None
+        self._queue: queue.Queue[Any] = queue.Queue()
+        self._leave = threading.Event()
+
+    def batch(self, step: int) -> Any:
+        if step != self._next:
+            self.close()
+            self._queue, self._leave = queue.Queue(self._ahead), threading.Event()
+            threading.Thread(
+                target=self._fill, args=(step, self._queue, self._leave), daemon=True, name="feed"
+            ).start()
+        self._next = step + 1
+        found = self._queue.get()
+        if isinstance(found, BaseException):
+            self.close()
+            raise found
+        return found
+
+    def _fill(self, step: int, out: "queue.Queue[Any]", leave: threading.Event) -> None:
+        def give(what: Any) -> bool:
+            while not leave.is_set():
+                try:
+                    out.put(what, timeout=0.2)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        try:
+            for batch in self._open_at(step):
+                if not give(self._place(batch)):
+                    return
+            give(StopIteration())
+        except BaseException as error:  # it is the asking thread's to handle
+            give(error)
+
+    def close(self) -> None:
+        self._leave.set()
+        self._next = None

@@ -1,0 +1,69 @@
+"""Predictions of a ticket, kept in its run: `predictions/<digest>/DATASET.PIPELINE.{npz,json}`.
+
+The arrays say of every example its id, label and what `core.predictions` keeps of the answer; the scores
+beside them what was judged, how, and how well.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from giung2_ext.core.errors import Refusal
+from giung2_ext.storage import paths
+
+FOLDER = "predictions"
+
+
+def folder_of(ticket: epath.Path, digest: str) -> epath.Path:
+    """For a ticket's directory or a name of it, in a run or anywhere else."""
+    directory = paths.resolve(ticket)
+    inside = directory.parent.name == paths.TICKETS
+    return (directory.parent.parent if inside else directory.parent) / FOLDER / digest[:16]
+
+
+def _name(dataset: str, pipeline: str) -> str:
+    return f"{dataset.replace('/', '.')}.{pipeline}"
+
+
+def write(
+    folder: epath.Path,
+    dataset: str,
+    pipeline: str,
+    arrays: Mapping[str, np.ndarray],
+    scores: Mapping[str, Any],
+) -> epath.Path:
+    """Scores last: where they are, the arrays are whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    path = folder / f"{_name(dataset, pipeline)}.npz"
+    paths.write_bytes(path, buffer.getvalue())
+    text = json.dumps({"dataset": dataset, "pipeline": pipeline, **scores}, indent=1)
+    paths.write_bytes(path.with_suffix(".json"), text.encode())
+    return path
+
+
+def write_flips(path: epath.Path, rows: Sequence[Sequence[Any]]) -> None:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    paths.write_bytes(path, out.getvalue().encode())
+
+
+def read_arrays(folder: epath.Path, dataset: str, pipeline: str) -> dict[str, np.ndarray] | None:
+    path = folder / f"{_name(dataset, pipeline)}.npz"
+    if not path.exists() or not path.with_suffix(".json").exists():
+        return None
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except Exception as error:  # a damaged zip raises a dozen kinds
+        raise Refusal(f"{path} is damaged ({error}); remove it and evaluate again") from error
+
+
+def all_scores(folder: epath.Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
