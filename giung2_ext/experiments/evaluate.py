@@ -163,17 +163,21 @@ def datasets_of(config: Config, say_line: Callable[[str], None]) -> list[str]:
     automatic = asked == "auto"
     if automatic:
         asked = ",".join(FIVE) if config.data.name in FIVE else ""
-    found = []
-    for name in filter(None, "" if asked == "none" else asked.split(",")):
-        try:
-            open_dataset(name, config.data.to_dict(), config.judge.pipeline, data_root)
-        except Refusal as error:
-            if not automatic:
-                raise
-            say_line(f"tickets are not judged on {name}: {error}")
-            continue
-        found.append(name)
-    return expand(found, data_root)
+
+    def there() -> list[str]:
+        found = []
+        for name in expand(list(filter(None, "" if asked == "none" else asked.split(","))), data_root):
+            try:
+                open_dataset(name, config.data.to_dict(), config.judge.pipeline, data_root)
+            except Refusal as error:
+                if not automatic:
+                    raise
+                say_line(f"tickets are not judged on {name}: {error}")
+                continue
+            found.append(name)
+        return found
+
+    return processes.agree(there)
 
 
 def judge_best(config: Config, folder: epath.Path, datasets: Sequence[str]) -> list[str]:

@@ -79,6 +79,8 @@ def _streamed(config: Config, source: Source, population: Population, splits: Se
         (layers, config.feed.magnitude) if layers else None,
     )
     streaming.check_recipe(recipe)
+    sizes = {name: len(source.split(name)) for name in ("train", *splits)}
+    processes.check_same(sizes, "the images that they find; give all of them the same data")
     warn = Warnings("replaced by the next image")
 
     @contextlib.contextmanager

@@ -4,6 +4,7 @@ Everything but the data's place, and how images are brought to the network's siz
 Predictions are kept beside it, so a comparison needs no second evaluation.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from giung2_ext.storage import predictions as kept
 from giung2_ext.storage import tickets
 from giung2_ext.training import processes
 from giung2_ext.training.population import Population
-from giung2_ext.training.sharding import read_mesh
+from giung2_ext.training.sharding import read_mesh, read_sizes
 from giung2_ext.training.step import network
 
 Tree = Any
@@ -41,9 +42,9 @@ class Judge:
         name = model.pop("name")
         self.model = build_model(name, self.meta["num_classes"], self.precision, model)
         self.batch_size = batch_size
-        self.population = Population(1, mesh=read_mesh(where.mesh or None, _spread(batch_size)))
-        network = self.ticket.params, self.ticket.statistics
-        self.network = self.population.place([network])
+        devices = math.prod(read_sizes(where.mesh).values()) if where.mesh else jax.device_count()
+        self.population = Population(1, mesh=read_mesh(where.mesh or None, devices))
+        self.network = self.population.place([(self.ticket.params, self.ticket.statistics)])
         self.folder = kept.folder_of(epath.Path(ckpt), self.ticket.digest)
         self._programs: dict[Any, Any] = {}
 
@@ -107,11 +108,6 @@ def open_dataset(dataset: str, own: dict[str, Any], pipeline: str, data_root: st
     return discovery.build(giung2_ext.data.sources, KIND, name, root=data_root, **options)
 
 
-def _spread(batch_size: int) -> int:
-    """A size that all devices of a single process divide: a split's batches are padded to one."""
-    return -(-batch_size // jax.device_count()) * jax.device_count()
-
-
 SMALL = {"labels": np.int16, "top": np.int16, "top_all": np.int16}
 
 
@@ -162,6 +158,7 @@ def judge_dataset(judge: Judge, dataset: str, pipeline: str, data_root: str | No
         }
     if processes.first():
         kept.write(judge.folder, name, used, found, result)
+    processes.together("predictions")
     records = source.split(split)
     return Judged(name, found, {"dataset": name, "pipeline": used, **result}, lambda i: records[i].name)
 
@@ -170,15 +167,12 @@ def judged_before(judge: Judge, dataset: str, pipeline: str, data_root: str | No
     """What is kept of the same judgement, or it is made now."""
     name = dataset if split == "test" else f"{dataset}:{split}"
 
-    def look() -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        for result in kept.all_scores(judge.folder):
-            if result["dataset"] == name and result["asked"] == pipeline:
-                arrays = kept.read_arrays(judge.folder, name, result["pipeline"])
-                if arrays is not None:
-                    return result, arrays
-        return None
+    def look() -> dict[str, Any] | None:
+        same = (r for r in kept.all_scores(judge.folder) if r["dataset"] == name)
+        return next((result for result in same if result["asked"] == pipeline), None)
 
     before = processes.agree(look)
     if before is None:
         return judge_dataset(judge, dataset, pipeline, data_root, split)
-    return Judged(name, before[1], before[0], lambda i: "")
+    arrays = kept.read_arrays(judge.folder, name, before["pipeline"])
+    return Judged(name, arrays, before, lambda i: "")

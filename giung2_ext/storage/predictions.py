@@ -54,10 +54,8 @@ def write_flips(path: epath.Path, rows: Sequence[Sequence[Any]]) -> None:
     paths.write_bytes(path, out.getvalue().encode())
 
 
-def read_arrays(folder: epath.Path, dataset: str, pipeline: str) -> dict[str, np.ndarray] | None:
+def read_arrays(folder: epath.Path, dataset: str, pipeline: str) -> dict[str, np.ndarray]:
     path = folder / f"{_name(dataset, pipeline)}.npz"
-    if not path.exists() or not path.with_suffix(".json").exists():
-        return None
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}

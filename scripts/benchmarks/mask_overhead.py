@@ -58,7 +58,7 @@ def stepper(model, method, params, statistics, kept, data, steps):
     return advance
 
 
-def make(smoke):
+def make(smoke, data_root):
     accelerator = jax.default_backend() != "cpu"
     if accelerator and not smoke:
         model, image, batch, classes, steps = resnet.build(1000, jnp.bfloat16), (224, 224, 3), 256, 1000, 20
@@ -79,9 +79,7 @@ def make(smoke):
 
     np.testing.assert_allclose(*(run() for run in pair(1)), rtol=1e-2 if accelerator else 1e-6)
     ours, dense = pair(steps)
-    return (
-        {"with masks": ours, "dense": dense},
-        {"dense": 1 / (1.01 if accelerator else 1.03)},
-        [f"{steps} step(s) of {batch} a turn; first losses are equal"],
-        ("images", steps * batch),
-    )
+    contenders = {"with masks": ours, "dense": dense}
+    aims = {"dense": 1 / (1.01 if accelerator else 1.03)}
+    notes = [f"{steps} step(s) of {batch} a turn; first losses are equal"]
+    return [(contenders, aims, notes, ("images", steps * batch))]

@@ -17,7 +17,7 @@ from giung2_ext.training.state import init_variables, seed_key
 AIMS = {"argsort": 80.0, "lax.top_k": 40.0}
 
 
-def make(smoke):
+def make(smoke, data_root):
     model = resnet_cifar.build(10) if smoke else resnet.build(1000)
     image = (32, 32, 3) if smoke else (224, 224, 3)
     params = jax.jit(lambda key: init_variables(model, key, image)[0])(seed_key(0))
@@ -48,7 +48,7 @@ def make(smoke):
         assert (np.asarray(rival()) == expected).all(), name
     note = f"{size:,} scores in {len(weights)} leaves, {k:,} kept; all masks are equal"
     tree = {"ours": lambda: jax.block_until_ready(ours(params, dense, k))}
-    return tree | rivals, AIMS, [note], ("scores", size)
+    return [(tree | rivals, AIMS, [note], ("scores", size))]
 
 
 def leaves(tree):

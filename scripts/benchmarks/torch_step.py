@@ -74,7 +74,7 @@ def torch_stepper(params, kept, data, steps, low):
     return advance
 
 
-def make(smoke):
+def make(smoke, data_root):
     gpu = jax.default_backend() == "gpu"
     size, batch, steps = (224, 256, 20) if gpu else (96, 8, 1)
     if smoke:
@@ -94,12 +94,9 @@ def make(smoke):
     data = random_batch((size, size, 3), batch, 1000)
     model = network(jnp.bfloat16 if gpu else jnp.float32)
     ours = stepper(model, ticket.build(), params, statistics, kept, data, steps)
-    return (
-        {"ours": ours, "PyTorch": torch_stepper(params, kept, data, steps, low=gpu)},
-        {"PyTorch": 1.1} if gpu else {},
-        [
-            f"{steps} step(s) of {batch} at {size}x{size}, torch {torch.__version__}; "
-            "three float32 steps had the same losses to 1%"
-        ],
-        ("images", steps * batch),
+    contenders = {"ours": ours, "PyTorch": torch_stepper(params, kept, data, steps, low=gpu)}
+    note = (
+        f"{steps} step(s) of {batch} at {size}x{size}, torch {torch.__version__}; "
+        "three float32 steps had the same losses to 1%"
     )
+    return [(contenders, {"PyTorch": 1.1} if gpu else {}, [note], ("images", steps * batch))]

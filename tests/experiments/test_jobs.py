@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import small_imagenet
 from etils import epath
 from fakes import REPOSITORY, Stopped, dying_at, script_module
 
@@ -100,6 +101,26 @@ def test_two_processes_train_and_prune_as_one_device_does(job, train, on_one_dev
     finished(job("train", *prune, f"--save={two / '000'}", "--mesh=fsdp:8"))
     assert mask_digests(two / "000") == mask_digests(one / "000")
     assert read_ticket(two / "000/last.ckpt").meta["kept"] < read_ticket(one / "last.ckpt").meta["kept"]
+
+
+def test_two_processes_stream_the_same_images_and_judge_each_of_them_once(job, train, tmp_path):
+    tree = small_imagenet.make(tmp_path / "tree", count=4)
+    words = (
+        *RESNET, "--data_name=imagenet2012", "--config.data.image_size=16", "--config.data.holdout=20",
+        "--config.masks.prunable=conv", "--config.model.group_size=8", "--batch_size=16",
+        "--config.optim.ni=8",
+        "--config.evaluation.batch_size=24", "--config.judge.batch_size=24", "--num_workers=2",
+        "--config.feed.mixup=0.2", "--datasets=imagenet2012,imagenet_a", f"--data_root={tree}",
+    )  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(one, *words)
+    finished(job("train", *words, f"--save={two}", "--mesh=data:4,fsdp:2"))
+    assert_close(two, one)
+    for name in ("imagenet2012", "imagenet_a"):
+        mine, theirs = (np.load(next(p.glob(f"predictions/*/{name}.timm.npz"))) for p in (two, one))
+        assert np.array_equal(mine["ids"], theirs["ids"])
+        assert len(set(mine["ids"].tolist())) == len(mine["ids"]) > 0
+        np.testing.assert_allclose(mine["nll"], theirs["nll"], rtol=0.02, atol=0.02)
 
 
 def test_a_run_goes_on_where_there_are_other_devices(job, train, on_one_device, tmp_path, monkeypatch):
