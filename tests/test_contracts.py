@@ -1,12 +1,14 @@
 """Laws that every method, model and source found in the package must keep, whoever wrote it."""
 
 import functools
+import pickle
 
 import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from fakes import (
     CLASSES,
     IMAGE,
@@ -16,6 +18,7 @@ from fakes import (
     make_method,
     make_model,
     random_variables,
+    script_module,
     shapes_of,
 )
 
@@ -25,6 +28,10 @@ import giung2_ext.models
 from giung2_ext.core import discovery, trees
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
+from giung2_ext.data.formats import shards
+from giung2_ext.data.formats.example import make_example
+from giung2_ext.data.source import Split
+from giung2_ext.data.transforms import PIPELINES
 
 METHODS = discovery.names(giung2_ext.methods)
 MODELS = discovery.names(giung2_ext.models)
@@ -184,20 +191,53 @@ def test_every_layer_of_a_model_but_its_classifier_returns_its_type(name, dtype)
     assert {types[path] for path in types.keys() - in_float32} == {jnp.dtype(dtype)}
 
 
+@pytest.fixture(scope="module")
+def imagenet_tree(tmp_path_factory):
+    """All sets of the family, small."""
+    small = script_module("make_imagenet")
+    root = small.make(tmp_path_factory.mktemp("imagenet"), count=2)
+    small.write(root / "imagenet-c/fog/1", small.LABELS, 1)
+    folder, name = epath.Path(root / "imagenet2012_real/1.0.0"), "imagenet2012_real"
+    folder.mkdir(parents=True)
+    content = {
+        "image": small.picture(3, 0),
+        "original_label": 3,
+        "real_label": (3, 5),
+        "file_name": b"a.JPEG",
+    }
+    shards.write(shards.place(folder, name, "validation", 0, 1), 1, [make_example(content)])
+    shards.finish(folder, name, None, {"validation": [1]}, "")
+    (folder / "features.json").unlink()  # it would tell of other features than these
+    return root
+
+
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_source_has_its_splits_in_the_stored_types(name, image_arrays, cifar10_files):
+def test_a_source_has_its_splits_in_the_stored_types(name, image_arrays, cifar10_files, imagenet_tree):
     options = {
         "arrays": dict(root=str(image_arrays), num_classes=3, holdout=20),
         "cifar10": dict(root=str(cifar10_files), holdout=20),
-    }
-    source = discovery.build(giung2_ext.data.sources, "data source", name, **options.get(name, {}))
-    assert {"train", "holdout", "test"} <= set(source.splits)
-    channels = source.split("train").images.shape[-1]
-    assert len(source.mean) == len(source.std) == channels
-    for split in source.splits.values():
-        assert split.images.dtype in (np.uint8, np.float32)
-        assert split.labels.dtype == np.int32
-        assert len(split.images) == len(split.labels)
-        assert set(np.unique(split.labels)) <= set(range(source.num_classes))
+        "imagenet2012": dict(root=str(imagenet_tree), holdout=20),
+        "imagenet_c": dict(root=str(imagenet_tree), variant="fog_1"),
+    }.get(name, dict(root=str(imagenet_tree)) if name.startswith("imagenet") else {})
+    source = discovery.build(giung2_ext.data.sources, "data source", name, **options)
+    if "train" in source.splits:
+        assert {"holdout", "test"} <= set(source.splits)
+    else:
+        assert set(source.splits) == {"test"}  # a set that is only for testing
+    assert len(source.mean) == len(source.std) == source.image_shape[-1]
+    for key, split in source.splits.items():
+        assert len(split) > 0
+        labels = {split[i].label for i in range(len(split))}
+        assert labels <= set(source.classes or range(source.num_classes))
+        if isinstance(split, Split):
+            assert split.images.dtype in (np.uint8, np.float32)
+            assert split.labels.dtype == np.int32
+            assert len(split.images) == len(split.labels)
+        else:
+            assert isinstance(split[0].image, bytes)
+            assert split[0].name.endswith(".JPEG")
+            assert source.pipeline(key) in PIPELINES
+            assert source.about[key]
+            pickle.loads(pickle.dumps(split))[0]  # it can be sent to a worker process
     with pytest.raises(Refusal, match="did you mean 'test'"):
         source.split("tets")

@@ -1,8 +1,9 @@
 """Scores of kept predictions with 95% intervals, and paired differences of two tickets.
 
 Intervals are bootstrap percentiles over examples (Efron 1979). The calibration error is biased upwards
-by resampling, so its interval is the basic one, reflected at the estimate. ECE has 15 bins of equal width
-(Guo et al. 2017); the Brier score sums over classes.
+by resampling, so its interval is the basic one, reflected at the estimate; an accuracy of 0 or 1, which
+no resample can leave, has the exact binomial bound (Clopper & Pearson 1934). ECE has 15 bins of equal
+width (Guo et al. 2017); the Brier score sums over classes.
 """
 
 from collections.abc import Mapping
@@ -50,6 +51,10 @@ def score(found: Predictions, seed: int = 0) -> dict[str, Score]:
 
     value = reduce(columns.mean(axis=0, keepdims=True))[0]
     low, high = np.quantile(reduce(resample(columns, seed)), _ends(), axis=0)
+    for i in range(2):  # of top1 and top5
+        if value[i] in (0, 1):
+            exact = ((1 - LEVEL) / 2) ** (1 / len(columns))
+            low[i], high[i] = (0, 1 - exact) if value[i] == 0 else (exact, 1)
     low[-1], high[-1] = max(0.0, 2 * value[-1] - high[-1]), 2 * value[-1] - low[-1]
     return {
         name: Score(float(v), float(a), float(b))

@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-import small_imagenet
+from fakes import script_module
 
 import giung2_ext.data.sources
 from giung2_ext.core import discovery
@@ -20,6 +20,8 @@ from giung2_ext.data.sources import (
     imagenet_sketch,
     imagenet_v2,
 )
+
+small_imagenet = script_module("make_imagenet")
 
 SUBSETS = {"imagenet_r": (imagenet_r, IMAGENET_R, "R"), "imagenet_a": (imagenet_a, IMAGENET_A, "A")}
 

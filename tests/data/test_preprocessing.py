@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from giung2_ext.core.errors import Refusal
+from giung2_ext.data import preprocessing
 from giung2_ext.data.preprocessing import augmentation
 
 SHAPE = (16, 8, 2)  # padded by 2 rows and 1 column on each side
@@ -76,3 +77,34 @@ def test_an_unknown_augmentation_is_refused_with_the_nearest():
         Refusal, match="unknown augmentation 'flip_crop'; known: crop, crop_flip, none; did you"
     ):
         augmentation("flip_crop")
+
+
+def mixed(key, batch, alpha=0.4):
+    return jax.jit(preprocessing.mixup, static_argnums=0)(alpha, key, batch)
+
+
+def batch_of_pairs(size=64):
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (size, 4, 4, 3), dtype=np.uint8)
+    return {"images": images, "labels": np.arange(size, dtype=np.int32), "valid": np.ones(size, bool)}
+
+
+def test_mixup_mixes_pixels_and_labels_of_neighbours_by_one_share(key):
+    batch = batch_of_pairs()
+    found = mixed(key, batch)
+    share = np.asarray(found["share"])
+    assert ((share >= 0.5) & (share <= 1)).all()
+    assert share.std() > 0.05
+    partner = np.arange(64) ^ 1
+    assert (found["partners"] == batch["labels"][partner]).all()
+    assert (found["labels"] == batch["labels"]).all()
+    pixels = batch["images"].astype(np.float64) / 255
+    kept = share[:, None, None, None]
+    np.testing.assert_allclose(found["images"], kept * pixels + (1 - kept) * pixels[partner], atol=1e-6)
+
+
+def test_mixup_draws_from_the_folded_beta(key):
+    share = np.sort(mixed(key, batch_of_pairs(4096), alpha=0.2)["share"])
+    draws = np.random.default_rng(0).beta(0.2, 0.2, 100_000)
+    expected = np.quantile(np.maximum(draws, 1 - draws), (np.arange(4096) + 0.5) / 4096)
+    assert np.abs(share - expected).max() < 0.04

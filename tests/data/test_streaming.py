@@ -4,12 +4,14 @@ import threading
 
 import numpy as np
 import pytest
-import small_imagenet
+from fakes import script_module
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.data import streaming
 from giung2_ext.data.formats import folders
 from giung2_ext.data.source import Example, Part
+
+small_imagenet = script_module("make_imagenet")
 
 BATCH = 12
 RECIPE = streaming.Recipe(size=16, pipeline="tf", augment="resized_crop")

@@ -12,9 +12,8 @@ import time
 
 import numpy as np
 import pytest
-import small_imagenet
 from etils import epath
-from fakes import REPOSITORY, Stopped, dying_at
+from fakes import REPOSITORY, Stopped, dying_at, script_module
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.data.classes import IMAGENET_A, IMAGENET_R
@@ -25,6 +24,8 @@ from giung2_ext.experiments.config import default_config
 from giung2_ext.reports import chain as report
 from giung2_ext.storage import records, tickets
 from giung2_ext.training import program
+
+small_imagenet = script_module("make_imagenet")
 
 SMALL = (
     "--config.model.name=resnet_cifar", "--config.model.depth=8", "--config.model.planes=4",

@@ -10,7 +10,6 @@ import time
 import jax
 import numpy as np
 import pytest
-import small_imagenet
 from etils import epath
 from fakes import REPOSITORY, Stopped, dying_at, script_module
 
@@ -28,6 +27,7 @@ RESNET = (
 )  # fmt: skip
 SOON = ("--config.placement.lost_after=10", "--config.placement.joined_within=60")
 Job = script_module("torture").Job
+small_imagenet = script_module("make_imagenet")
 
 LOSS, STATE = 2e-3, 5e-3
 """As in test_sharding: relative and absolute; measured here 2e-7 and 5e-7 after 24 steps."""

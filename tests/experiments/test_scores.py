@@ -76,6 +76,14 @@ def test_an_interval_is_as_wide_as_the_binomials():
     assert got.low < got.value < got.high
 
 
+@pytest.mark.parametrize(("right", "interval"), [(1.0, (0.9119, 1.0)), (0.0, (0.0, 0.0881))])
+def test_no_example_right_or_all_of_them_is_no_certainty(right, interval):
+    found = make(size=40, right=right)
+    got = scores.score(found)["top1"]
+    assert got.value == right
+    assert (got.low, got.high) == pytest.approx(interval, abs=1e-4)  # of 40: tables of Clopper and Pearson
+
+
 def test_the_interval_of_the_calibration_error_holds_its_estimate():
     got = scores.score(make(size=200))["ece"]
     assert 0 <= got.low < got.value < got.high

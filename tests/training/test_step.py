@@ -1,17 +1,20 @@
 """The order of operations of the step, piece by piece, against plain NumPy or jax.grad."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fakes import kernels, make_batch, make_bench, make_method, make_model, start_masks
+from fakes import CLASSES, kernels, make_batch, make_bench, make_method, make_model, start_masks
 
 from giung2_ext.core import losses
 from giung2_ext.core import masks as masking
 from giung2_ext.core.method import Method
+from giung2_ext.data.preprocessing import mixup
 from giung2_ext.training.optimizers import make_optimizer
-from giung2_ext.training.step import Metrics, make_step, network
+from giung2_ext.training.step import Metrics, make_gradients, make_step, network
 
 
 def probe(**changes):
@@ -215,3 +218,23 @@ def test_any_optimizer_of_optax_runs_through_the_step():
     for state in bench.run(8):
         pairs = zip(kernels(bench.masks_of(state)), kernels(state.trainable), strict=True)
         assert not any(np.asarray(weight)[~np.asarray(mask)].any() for mask, weight in pairs)
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_a_mixed_batch_gives_the_gradient_of_its_mixed_targets(slices, key):
+    bench = make_bench("ticket")
+    batch = mixup(0.4, key, make_batch())
+    weights, statistics, smoothing = bench.weights(bench.state), bench.state.statistics, 0.1
+    hot = functools.partial(jax.nn.one_hot, num_classes=CLASSES)
+    share = batch["share"][:, None]
+    targets = share * hot(batch["labels"]) + (1 - share) * hot(batch["partners"])
+    targets = (1 - smoothing) * targets + smoothing / CLASSES
+
+    def loss(w):
+        logits, _ = network(bench.model, w, statistics, batch["images"], train=True)
+        return -(targets * jax.nn.log_softmax(logits)).sum(1).mean()
+
+    gradients = make_gradients(bench.model, smoothing)
+    found, _, (total, _, count) = gradients(weights, statistics, batch, slices)
+    close(found, jax.grad(loss)(weights), rtol=1e-4, atol=1e-6)
+    assert float(total / count) == pytest.approx(float(loss(weights)), rel=1e-5)
