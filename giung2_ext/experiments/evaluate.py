@@ -16,7 +16,6 @@ from giung2_ext.experiments.judging import (
     Judged,
     among,
     judge_dataset,
-    judged_before,
     open_dataset,
 )
 from giung2_ext.experiments.setup import count_uses
@@ -67,7 +66,7 @@ def evaluate(
         judged = judge_dataset(judge, dataset, pipeline, data_root, split)
         say(lines_of(judged.result))
         if reference is not None:
-            other = judged_before(reference, dataset, pipeline, data_root, split)
+            other = judge_dataset(reference, dataset, pipeline, data_root, split, again=False)
             judged.result["against"] = compare(judge, reference, judged, other)
         results.append(judged.result)
     corrupted = [r for r in results if r["dataset"].startswith(f"{CORRUPTED}/")]
@@ -188,7 +187,7 @@ def judge_best(config: Config, folder: epath.Path, datasets: Sequence[str]) -> l
     judge = Judge(os.fspath(folder / paths.BEST), config.judge.batch_size, where)
     words = []
     for dataset in datasets:
-        result = judged_before(judge, dataset, pipeline, where.data_root, "test").result
+        result = judge_dataset(judge, dataset, pipeline, where.data_root, "test", again=False).result
         first = next(iter(result["scores"].values()))
         words.append(f"{dataset} {100 * first['top1'][0]:.2f}%")
     return words

@@ -26,12 +26,11 @@ from giung2_ext.experiments import setup as setups
 from giung2_ext.experiments.config import Config
 from giung2_ext.experiments.evaluate import datasets_of, judge_best
 from giung2_ext.experiments.feeding import is_streamed
-from giung2_ext.experiments.progress import Progress, clock, percent
+from giung2_ext.experiments.progress import Progress, clock, density_text, percent
 from giung2_ext.experiments.single import (
     Run,
     check_job,
     check_precision,
-    density_text,
     results_of,
     settled,
     train,

@@ -132,47 +132,47 @@ class Judged(NamedTuple):
     name_of: Callable[[int], str]  # of an example's file
 
 
-def judge_dataset(judge: Judge, dataset: str, pipeline: str, data_root: str | None, split: str) -> Judged:
-    """Predicts, scores and keeps both beside the ticket; the first process writes."""
+def judge_dataset(
+    judge: Judge, dataset: str, pipeline: str, data_root: str | None, split: str, again: bool = True
+) -> Judged:
+    """Predicts, scores and keeps both beside the ticket, where the first process writes.
+
+    Without `again` what is kept of the same images is taken as it is.
+    """
     source = judge.open(dataset, pipeline, data_root)
     split = source.canonical(split)
-    found = judge.answer(source, split)
-    used = source.pipeline(split)
+    records, used = source.split(split), source.pipeline(split)
     name = dataset if split == "test" else f"{dataset}:{split}"
     result: dict[str, Any] = {
-        "split": split,
+        "dataset": name,
+        "pipeline": used,
         "asked": pipeline,
-        "seen": len(found["labels"]),
-        "about": source.about.get(split, f"{len(found['labels']):,} images, pipeline {used}"),
+        "about": source.about.get(split, f"{len(records):,} images, pipeline {used}"),
         "ticket": judge.ticket.digest,
         "precision": judge.precision,
     }
+
+    def kept_before() -> dict[str, Any] | None:
+        return next((old for old in kept.all_scores(judge.folder) if result.items() <= old.items()), None)
+
+    before = None if again else processes.agree(kept_before)
+    if before is not None:
+        found = kept.read_arrays(judge.folder, name, used)
+        return Judged(name, found, before, lambda i: records[i].name)
+    found = judge.answer(source, split)
+    result |= {"seen": len(records), "scores": scores_of(source, found)}
+    if source.answers is not None:
+        result["seen"] = sum(bool(source.answers(i)) for i in range(len(records)))
+    if processes.first():
+        kept.write(judge.folder, result, found)
+    processes.together("predictions")
+    return Judged(name, found, result, lambda i: records[i].name)
+
+
+def scores_of(source: Source, found: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Among the classes of the set first, where those are not all."""
     if source.answers is not None:
         answers = [source.answers(i) for i in range(len(found["labels"]))]
-        result["scores"] = {"real": scores.as_json({"top1": scores.answered(found, answers)})}
-        result["seen"] = sum(map(bool, answers))
-    else:
-        kinds = {"all": ""} if source.classes is None else {str(len(source.classes)): "", "all": "_all"}
-        result["scores"] = {
-            kind: scores.as_json(scores.score(among(found, ending))) for kind, ending in kinds.items()
-        }
-    if processes.first():
-        kept.write(judge.folder, name, used, found, result)
-    processes.together("predictions")
-    records = source.split(split)
-    return Judged(name, found, {"dataset": name, "pipeline": used, **result}, lambda i: records[i].name)
-
-
-def judged_before(judge: Judge, dataset: str, pipeline: str, data_root: str | None, split: str) -> Judged:
-    """What is kept of the same judgement, or it is made now."""
-    name = dataset if split == "test" else f"{dataset}:{split}"
-
-    def look() -> dict[str, Any] | None:
-        same = (r for r in kept.all_scores(judge.folder) if r["dataset"] == name)
-        return next((result for result in same if result["asked"] == pipeline), None)
-
-    before = processes.agree(look)
-    if before is None:
-        return judge_dataset(judge, dataset, pipeline, data_root, split)
-    arrays = kept.read_arrays(judge.folder, name, before["pipeline"])
-    return Judged(name, arrays, before, lambda i: "")
+        return {"real": scores.as_json({"top1": scores.answered(found, answers)})}
+    kinds = {"all": ""} if source.classes is None else {str(len(source.classes)): "", "all": "_all"}
+    return {kind: scores.as_json(scores.score(among(found, ending))) for kind, ending in kinds.items()}

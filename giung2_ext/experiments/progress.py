@@ -6,6 +6,10 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from etils import epath
+
+from giung2_ext.core import accounting
+from giung2_ext.storage import paths
 from giung2_ext.training import processes
 from giung2_ext.training.hooks import Scores
 
@@ -41,6 +45,28 @@ def scores_line(label: str, step: int, scores: list[Scores], left: str) -> str:
     if skipped:
         parts.append(f"{skipped:,} steps skipped (float16 overflow)")
     return " · ".join([*parts, f"{left} left"])
+
+
+def density_text(result: dict[str, Any]) -> str:
+    return f"{result['kept'] / result['prunable']:.4f}"
+
+
+def summary(result: dict[str, Any], folder: epath.Path) -> str:
+    """What was kept, how good it is and on what, what it costs, where it is."""
+    select, best, last = result["selected_on"], result["scores"]["best"], result["scores"]["last"]
+    weights = accounting.totals_of(result["prunable"], result["kept"], result["parameters"])
+    flops = [accounting.describe_flops(accounting.Totals(**result["flops"]))] if "flops" in result else []
+    return "\n".join(
+        [
+            accounting.describe_weights(weights),
+            *flops,
+            f"best at step {result['best_step']:,} (chosen on {select}: "
+            f"{percent([best[select]['accuracy']])}): test {percent([best['test']['accuracy']])}; "
+            f"last: {select} {percent([last[select]['accuracy']])}, "
+            f"test {percent([last['test']['accuracy']])}",
+            f"tickets: {folder / paths.BEST}, {folder / paths.LAST}",
+        ]
+    )
 
 
 class Progress:

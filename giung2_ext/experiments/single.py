@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from giung2_ext.core import accounting
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Failure, Refusal
 from giung2_ext.experiments.config import Config, recipe, with_defaults
 from giung2_ext.experiments.evaluate import datasets_of, judge_best
 from giung2_ext.experiments.feeding import is_streamed
-from giung2_ext.experiments.progress import Progress, percent, scores_line
+from giung2_ext.experiments.progress import Progress, scores_line, summary
 from giung2_ext.experiments.recording import write_parameters, write_start
 from giung2_ext.experiments.recover import recover
 from giung2_ext.experiments.setup import (
@@ -232,10 +231,6 @@ def _diverged(run: Run, step: int) -> Failure:
     return error
 
 
-def density_text(result: dict[str, Any]) -> str:
-    return f"{result['kept'] / result['prunable']:.4f}"
-
-
 def train_one(config: Config, save: str) -> dict[str, Any]:
     """What scripts/train.py does: one run in one folder."""
     folder = epath.Path(save)
@@ -286,21 +281,3 @@ def check_job(folder: epath.Path, config: Config) -> None:
     finally:
         if processes.first():
             mark.unlink(missing_ok=True)
-
-
-def summary(result: dict[str, Any], folder: epath.Path) -> str:
-    """What was kept, how good it is and on what, what it costs, where it is."""
-    select, best, last = result["selected_on"], result["scores"]["best"], result["scores"]["last"]
-    weights = accounting.totals_of(result["prunable"], result["kept"], result["parameters"])
-    flops = [accounting.describe_flops(accounting.Totals(**result["flops"]))] if "flops" in result else []
-    return "\n".join(
-        [
-            accounting.describe_weights(weights),
-            *flops,
-            f"best at step {result['best_step']:,} (chosen on {select}: "
-            f"{percent([best[select]['accuracy']])}): test {percent([best['test']['accuracy']])}; "
-            f"last: {select} {percent([last[select]['accuracy']])}, "
-            f"test {percent([last['test']['accuracy']])}",
-            f"tickets: {folder / paths.BEST}, {folder / paths.LAST}",
-        ]
-    )

@@ -52,7 +52,7 @@ def read_chain(folder: epath.Path) -> list[Point]:
 
 def read_judged(folder: epath.Path, digest: str) -> dict[str, dict[str, Any]]:
     """Of several pipelines the one whose arrays or transform most of a chain's numbers have: timm's."""
-    found = predictions.all_scores(predictions.folder_of(folder / paths.BEST, digest))
+    found = predictions.all_scores(predictions.folder_in(folder, digest))
     found.sort(key=lambda scores: scores["asked"] == "timm")
     return {scores["dataset"]: scores for scores in found if ":" not in scores["dataset"]}
 

@@ -23,28 +23,26 @@ def folder_of(ticket: epath.Path, digest: str) -> epath.Path:
     """For a ticket's directory or a name of it, in a run or anywhere else."""
     directory = paths.resolve(ticket)
     inside = directory.parent.name == paths.TICKETS
-    return (directory.parent.parent if inside else directory.parent) / FOLDER / digest[:16]
+    return folder_in(directory.parent.parent if inside else directory.parent, digest)
+
+
+def folder_in(run: epath.Path, digest: str) -> epath.Path:
+    return run / FOLDER / digest[:16]
 
 
 def _name(dataset: str, pipeline: str) -> str:
     return f"{dataset.replace('/', '.')}.{pipeline}"
 
 
-def write(
-    folder: epath.Path,
-    dataset: str,
-    pipeline: str,
-    arrays: Mapping[str, np.ndarray],
-    scores: Mapping[str, Any],
-) -> epath.Path:
-    """Scores last: where they are, the arrays are whole."""
+def write(folder: epath.Path, scores: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> epath.Path:
+    """Scores, which name dataset and pipeline, last: where they are, the arrays are whole."""
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    path = folder / f"{_name(dataset, pipeline)}.npz"
+    path = folder / f"{_name(scores['dataset'], scores['pipeline'])}.npz"
+    path.with_suffix(".json").unlink(missing_ok=True)  # of older arrays
     paths.write_bytes(path, buffer.getvalue())
-    text = json.dumps({"dataset": dataset, "pipeline": pipeline, **scores}, indent=1)
-    paths.write_bytes(path.with_suffix(".json"), text.encode())
+    paths.write_bytes(path.with_suffix(".json"), json.dumps(scores, indent=1).encode())
     return path
 
 

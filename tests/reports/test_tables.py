@@ -160,3 +160,44 @@ def test_notes_say_what_was_measured_and_warn_of_selection_on_test():
     alone = "\n".join(chain.notes([chain.Point(0, "", 0, None, result)]))
     assert "One trial" in alone
     assert "Warning: selected on the test split" in alone
+
+
+def judged(**top1):
+    """Scores as they are kept, of sets with one way to judge; of R two."""
+    one = lambda value: {"top1": [value, value - 0.1, value + 0.1]}  # noqa: E731
+    found = {
+        name: {
+            "dataset": name,
+            "pipeline": "timm",
+            "seen": 500,
+            "scores": {"all": one(value)},
+        }
+        for name, value in top1.items()
+    }
+    if "imagenet_r" in found:
+        found["imagenet_r"]["scores"] = {"200": one(top1["imagenet_r"]), "all": one(0.01)}
+    return found
+
+
+def test_the_table_of_shifts_has_a_column_for_every_set_that_any_cycle_was_judged_on():
+    points = [
+        point._replace(
+            result=point.result | {"flops": {"all_kept": 4.1e9 / (1 + point.cycle)}},
+            judged=judged(imagenet2012=0.7 + 0.01 * point.trial, imagenet_r=0.3)
+            if point.cycle == 0
+            else judged(imagenet_r=0.25),
+        )
+        for point in make_points(2)
+    ]
+    assert tables.shift_table(points) == [
+        ["Cycle", "# Params (Conv)", "IN %", "IN-R %", "GFLOPs", "density of all"],
+        ["000", "1,000", "70.50 ± 0.71", "30.00 ± 0.00", "4.1", "1.0000"],
+        ["001", "800", "–", "25.00 ± 0.00", "2.05", "0.8400"],
+    ]
+    told = "\n".join(chain.shift_notes(points))
+    assert "on imagenet_r, 500 examples, among 200 classes, pipeline timm" in told
+    assert "15.00 to 35.00" in told
+
+
+def test_nothing_judged_is_no_table():
+    assert len(tables.shift_table(make_points())) == 1
