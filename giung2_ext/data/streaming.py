@@ -32,6 +32,7 @@ ORDER, PIXELS = "order", "pixels"
 AUGMENTATIONS = ("none", "resized_crop")
 RESIDENT = "none"  # the pipeline of pixels that are what the network sees
 LEAVES_WITHIN = 10.0  # seconds that a reader is waited for: a disk may hang
+CHUNK = 16  # rows, at most
 TRIES = 100  # records in a row that may be damaged
 
 
@@ -154,6 +155,26 @@ def _row(image: np.ndarray, label: int, damaged: int = -1) -> Batch:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """A few rows at a time: handing each to a thread by itself costs as much as a small image."""
+
+    rows: Training | Evaluation
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.size
+
+    def __getitem__(self, index: int) -> Batch:
+        first = index * self.size
+        rows = [self.rows[row] for row in range(first, first + self.size)]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _join(chunks: Sequence[Batch]) -> Batch:
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
 def host_batches(
     rows: Training | Evaluation,
     start: int = 0,
@@ -167,15 +188,16 @@ def host_batches(
     with 32).
     """
     share, threads = len(rows.rows), min(threads, 2 * cores())
-    source = grain.MapDataset.source(rows)
+    size = max(n for n in range(1, CHUNK + 1) if share % n == 0)
+    source, count = grain.MapDataset.source(Chunks(rows, size)), share // size  # a batch is so many chunks
     if processes:  # each decodes whole batches
         _let_grain_start_processes()
         own = grain.ReadOptions(num_threads=max(1, threads // processes), prefetch_buffer_size=2)
-        batches = source.batch(share)[start:].to_iter_dataset(own)
+        batches = source.batch(count, batch_fn=_join)[start:].to_iter_dataset(own)
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=processes))
     else:
-        own = grain.ReadOptions(num_threads=min(threads, 2 * share), prefetch_buffer_size=2 * share)
-        batches = source[start * share :].to_iter_dataset(own).batch(share)
+        own = grain.ReadOptions(num_threads=min(threads, 2 * count), prefetch_buffer_size=2 * count)
+        batches = source[start * count :].to_iter_dataset(own).batch(count, batch_fn=_join)
     with contextlib.closing(iter(batches)) as iterator:
         for batch in iterator:
             damaged = batch.pop("damaged")
