@@ -1,10 +1,10 @@
 """Writes a data set's folders or archives as a TFDS directory of ArrayRecord shards, in the mixed order.
 
-`tfds.builder_from_directory` reads it; dataset_info.json is written last. Every image is decoded once.
-With a shorter side, larger images become RGB JPEGs of that shorter side (bicubic with antialiasing; 4:2:0,
-a fifth smaller than the 4:4:4 that originals often are), and other files than RGB or grey JPEGs become RGB
-JPEGs of their own size; all else keeps its bytes. A killed preparation goes on at the first missing shard.
-Two processes in one folder do the same work twice and harm nothing.
+`tfds.builder_from_directory` reads it; dataset_info.json is written last. Every image is decoded, to see
+that it is whole. With a shorter side, larger images become RGB JPEGs of that shorter side (bicubic with
+antialiasing; 4:2:0, a fifth smaller than the 4:4:4 that originals often are), and other files than RGB or
+grey JPEGs become RGB JPEGs of their own size; all else keeps its bytes. A killed preparation goes on at
+the first missing shard. Two processes in one folder do the same work twice and harm nothing.
 """
 
 import collections
@@ -32,7 +32,7 @@ from giung2_ext.data.formats.example import make_example
 from giung2_ext.data.source import Example
 
 PLAN = "preparation.json"
-SHARD = 4096  # images, about
+SHARD = 8192  # images, about; ImageNet has fewer shards than readers stay open
 SAMPLE = 64  # images, to foresee the size of all
 SAY_EVERY = 10.0  # seconds
 

@@ -13,8 +13,10 @@ import functools
 import hashlib
 import os
 import queue
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -83,7 +85,9 @@ class Training:
         for attempt in range(min(TRIES, len(self.records))):
             record = (first + attempt) % len(self.records)
             example = self.records[record]
-            draw = np.random.Generator(np.random.Philox(key=_bits(self.seed, PIXELS), counter=place))
+            draw = np.random.Generator(
+                np.random.Philox(key=np.array([_bits(self.seed, PIXELS), place], np.uint64))
+            )
             try:
                 image = self._pixels(example, draw)
             except Undecodable:
@@ -121,16 +125,20 @@ class Evaluation:
     def __getitem__(self, index: int) -> Batch:
         step, row = divmod(index, len(self.rows))
         place = step * self.batch_size + self.rows[row]
-        valid = place < len(self.records)
-        example = self.records[place if valid else 0]
+        if place >= len(self.records):
+            return {**_row(self._black, 0), "valid": np.False_, "ids": np.zeros(2, "<u4")}
+        example = self.records[place]
         try:
-            image = brought(example.image, self.recipe)
+            row = _row(brought(example.image, self.recipe), example.label)
         except Undecodable:
-            black = np.zeros((self.recipe.size, self.recipe.size, 3), np.uint8)
-            row = _row(black, example.label, damaged=place if valid else -1)
-        else:
-            row = _row(image if valid else np.zeros_like(image), example.label)
-        return {**row, "valid": np.bool_(valid), "ids": identity(example)}
+            row = _row(self._black, example.label, damaged=place)
+        return {**row, "ids": identity(example)}
+
+    @functools.cached_property
+    def _black(self) -> np.ndarray:
+        if self.recipe.pipeline == RESIDENT:
+            return np.zeros_like(self.records[0].image)
+        return np.zeros((self.recipe.size, self.recipe.size, 3), np.uint8)
 
 
 def brought(image: bytes | np.ndarray, recipe: Recipe) -> np.ndarray:
@@ -141,7 +149,7 @@ def brought(image: bytes | np.ndarray, recipe: Recipe) -> np.ndarray:
 
 
 def identity(example: Example) -> np.ndarray:
-    """64 bits, in two words, of label and file name: the same in whatever form a set is stored."""
+    """64 bits, in two words, of label and file name: the same in TFDS and in folders."""
     text = f"{example.label}/{example.name.rpartition('/')[2]}"
     return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), "<u4")
 
@@ -194,7 +202,8 @@ def host_batches(
         _let_grain_start_processes()
         own = grain.ReadOptions(num_threads=max(1, threads // processes), prefetch_buffer_size=2)
         batches = source.batch(count, batch_fn=_join)[start:].to_iter_dataset(own)
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=processes))
+        workers = grain.MultiprocessingOptions(num_workers=processes)
+        batches = batches.mp_prefetch(workers, worker_init_fn=_begin_worker)
     else:
         own = grain.ReadOptions(num_threads=min(threads, 2 * count), prefetch_buffer_size=2 * count)
         batches = source[start * count :].to_iter_dataset(own).batch(count, batch_fn=_join)
@@ -211,6 +220,20 @@ def cores() -> int:
     """How many of them this process may use."""
     here = getattr(os, "sched_getaffinity", None)
     return len(here(0)) if here else os.cpu_count() or 1
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """Leaves signals, which a terminal sends to a whole group, to the one that trains, and ends with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _let_grain_start_processes() -> None:
@@ -264,7 +287,7 @@ class Reader:
         try:
             with contextlib.closing(self._open_at(step)) as batches:
                 for batch in batches:
-                    if not give(self._place(batch)):
+                    if leave.is_set() or not give(self._place(batch)):
                         return
             give(StopIteration())
         except BaseException as error:  # it is the asking thread's to handle
@@ -275,3 +298,4 @@ class Reader:
         self._next = None
         if self._thread is not None:
             self._thread.join(LEAVES_WITHIN)
+        self._queue = queue.Queue()  # lets go of what was placed

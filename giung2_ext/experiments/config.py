@@ -30,7 +30,10 @@ CHOICES = {
     "method": giung2_ext.methods,
 }
 KINDS = {"model": "model", "data": "data source", "method": "method"}  # in messages
-SUPPLIED = {"model": ("num_classes", "dtype"), "data": ("root",)}  # what the suite itself passes to a build
+SUPPLIED = {
+    "model": ("num_classes", "dtype"),
+    "data": ("root", "splits"),
+}  # what the suite itself passes to a build
 
 
 def default_config() -> Config:

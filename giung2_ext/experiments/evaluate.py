@@ -12,14 +12,17 @@ from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import scores
 from giung2_ext.experiments.config import Config
 from giung2_ext.experiments.judging import (
+    Dataset,
     Judge,
     Judged,
-    among,
     judge_dataset,
+    judged_before,
+    judgement,
     open_dataset,
 )
+from giung2_ext.experiments.scores import Columns
 from giung2_ext.experiments.setup import count_uses
-from giung2_ext.storage import paths
+from giung2_ext.storage import paths, tickets
 from giung2_ext.storage import predictions as kept
 from giung2_ext.training import processes
 
@@ -56,17 +59,20 @@ def evaluate(
     """Judges and prints; without datasets on the ticket's own."""
     judge = Judge(ckpt, batch_size, where)
     data_root = where.data_root
-    datasets = expand(datasets or [judge.meta["data"]["name"]], data_root)
-    describe(judge)
+    own = judge.meta["data"]
+    names = expand(datasets or [own["name"]], data_root)
+    opened = [open_dataset(name, own, pipeline, data_root, split) for name in names]
     reference = Judge(against, batch_size, where) if against else None
-    for dataset in datasets:  # what is missing is said before anything takes long
-        judge.open(dataset, pipeline, data_root).split(split)
+    for dataset in opened:  # what does not fit is said before anything takes long
+        for each in filter(None, (judge, reference)):
+            each.check(dataset)
+    describe(judge)
     results = []
-    for dataset in datasets:
-        judged = judge_dataset(judge, dataset, pipeline, data_root, split)
+    for dataset in opened:
+        judged = judge_dataset(judge, dataset)
         say(lines_of(judged.result))
         if reference is not None:
-            other = judge_dataset(reference, dataset, pipeline, data_root, split, again=False)
+            other = judge_dataset(reference, dataset, again=False)
             judged.result["against"] = compare(judge, reference, judged, other)
         results.append(judged.result)
     corrupted = [r for r in results if r["dataset"].startswith(f"{CORRUPTED}/")]
@@ -124,19 +130,17 @@ def lines_of(result: dict[str, Any]) -> list[str]:
 
 def compare(judge: Judge, reference: Judge, ours: Judged, theirs: Judged) -> dict[str, Any]:
     """Paired differences and the flipped examples, which are listed in a file beside the predictions."""
-    classes = [ending for ending in ("", "_all") if f"top{ending}" in ours.predictions]
     compared = {}
-    for ending in classes:
-        found = scores.differ(among(ours.predictions, ending), among(theirs.predictions, ending))
-        kind = list(ours.result["scores"])[classes.index(ending)]
-        part = "" if len(classes) == 1 else f" among {kind} classes"
-        listed = ours.dataset.replace("/", ".") + (ending and ".all")
+    for kind, columns in ours.columns.items():
+        found = scores.differ(columns, theirs.columns[kind])
+        several = len(ours.columns) > 1
+        listed = ours.dataset.name.replace("/", ".") + (f".{kind}" if several else "")
         name = f"flips.{listed}.against_{reference.ticket.digest[:16]}.csv"
         if processes.first():
-            kept.write_flips(judge.folder / name, flips(ours, theirs, found, "top" + ending))
+            kept.write_flips(judge.folder / name, flips(ours, columns, theirs.columns[kind], found))
         say(
             [
-                f"  minus {reference.ckpt}{part}: "
+                f"  minus {reference.ckpt}{f' among {kind} classes' if several else ''}: "
                 + " · ".join(text_of(n, score, "+") for n, score in found.scores.items()),
                 f"  {len(found.gained):,} examples gained, {len(found.lost):,} lost: {judge.folder / name}",
             ]
@@ -146,48 +150,50 @@ def compare(judge: Judge, reference: Judge, ours: Judged, theirs: Judged) -> dic
     return {"ticket": reference.ticket.digest, "scores": compared}
 
 
-def flips(ours: Judged, theirs: Judged, found: scores.Difference, top: str) -> list[list[Any]]:
+def flips(ours: Judged, columns: Columns, others: Columns, found: scores.Difference) -> list[list[Any]]:
     """A row for every example that one of the two has right and the other wrong."""
     rows: list[list[Any]] = [["example", "label", "answer", "answer of the reference", "flip"]]
     for flip, pairs in (("gained", found.gained), ("lost", found.lost)):
         for mine, other in pairs:
-            answers = ours.predictions[top][mine, 0], theirs.predictions[top][other, 0]
-            rows.append([ours.name_of(mine), ours.predictions["labels"][mine], *answers, flip])
+            row = columns.rows[mine]
+            name, label = ours.dataset.records[int(row)].name, ours.predictions["labels"][row]
+            rows.append([name, label, columns.answers[mine], others.answers[other], flip])
     return rows
 
 
-def datasets_of(config: Config, say_line: Callable[[str], None]) -> list[str]:
+def datasets_of(config: Config, say_line: Callable[[str], None]) -> list[Dataset]:
     """What a run's best ticket is to be judged on; `auto` leaves out, and says, what is not there."""
     asked, data_root = config.judge.datasets, config.placement.data_root
     automatic = asked == "auto"
     if automatic:
         asked = ",".join(FIVE) if config.data.name in FIVE else ""
-
-    def there() -> list[str]:
-        found = []
-        for name in expand(list(filter(None, "" if asked == "none" else asked.split(","))), data_root):
-            try:
-                open_dataset(name, config.data.to_dict(), config.judge.pipeline, data_root)
-            except Refusal as error:
-                if not automatic:
-                    raise
-                say_line(f"tickets are not judged on {name}: {error}")
-                continue
-            found.append(name)
-        return found
-
-    return processes.agree(there)
+    found = []
+    for name in expand(list(filter(None, "" if asked == "none" else asked.split(","))), data_root):
+        try:
+            dataset = open_dataset(name, config.data.to_dict(), config.judge.pipeline, data_root)
+        except Refusal as error:
+            if not automatic:
+                raise
+            say_line(f"tickets are not judged on {name}: {error}")
+            continue
+        found.append(dataset)
+    names = [dataset.name for dataset in found]
+    processes.check_same(names, "the sets that they find; give all of them the same data")
+    return found
 
 
-def judge_best(config: Config, folder: epath.Path, datasets: Sequence[str]) -> list[str]:
+def judge_best(config: Config, folder: epath.Path, datasets: Sequence[Dataset]) -> list[str]:
     """Judges a finished run's best ticket where that is not kept already; its top-1 accuracies as text."""
     if not datasets:
         return []
-    where, pipeline = config.placement, config.judge.pipeline
-    judge = Judge(os.fspath(folder / paths.BEST), config.judge.batch_size, where)
+    ckpt, judge = folder / paths.BEST, None
+    meta = processes.agree(lambda: tickets.read_meta(ckpt))
     words = []
     for dataset in datasets:
-        result = judge_dataset(judge, dataset, pipeline, where.data_root, "test", again=False).result
+        result = judged_before(kept.folder_in(folder, meta["digest"]), judgement(dataset, meta))
+        if result is None:
+            judge = judge or Judge(os.fspath(ckpt), config.judge.batch_size, config.placement)
+            result = judge_dataset(judge, dataset).result
         first = next(iter(result["scores"].values()))
-        words.append(f"{dataset} {100 * first['top1'][0]:.2f}%")
+        words.append(f"{dataset.name} {100 * first['top1'][0]:.2f}%")
     return words

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ class Data(NamedTuple):
     shapes: Tree  # of the data that a step's program takes: the split, or one batch
     open: Callable[[int], contextlib.AbstractContextManager[Any]]
     """seed -> what the program takes its batches from"""
+    images: dict[str, str]
+    """Fingerprints of the splits"""
     evaluation: dict[str, Tree]
     """Padded batches of the splits that are measured: placed, or an iterable that places them"""
 
@@ -43,11 +46,26 @@ def is_streamed(name: str) -> bool:
     return getattr(sys.modules[make.__module__], "STREAMED", False)
 
 
+SAMPLE = 32  # records
+
+
+def fingerprint(records: Records) -> str:
+    """Of a split's size, order and pixels, by some of its records: prepared images are others."""
+    size = len(records)
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    for index in sorted({i * (size - 1) // max(1, SAMPLE - 1) for i in range(SAMPLE)}):
+        example = records[index]
+        digest.update(f"{example.label}/{example.name.rpartition('/')[2]}".encode(errors="replace"))
+        digest.update(example.image if isinstance(example.image, bytes) else example.image.tobytes())
+    return f"{size}:{digest.hexdigest()}"
+
+
 def make_data(config: Config, source: Source, population: Population, splits: Sequence[str]) -> Data:
     """`splits` are those that are measured."""
-    if isinstance(source.split("train"), Split):
-        return _resident(config, source, population, splits)
-    return _streamed(config, source, population, splits)
+    images = {name: fingerprint(source.split(name)) for name in dict.fromkeys(("train", *splits))}
+    processes.check_same(images, "the images that they find; give all of them the same data")
+    make = _resident if isinstance(source.split("train"), Split) else _streamed
+    return make(config, source, population, splits)._replace(images=images)
 
 
 def _resident(config: Config, source: Source, population: Population, splits: Sequence[str]) -> Data:
@@ -60,7 +78,7 @@ def _resident(config: Config, source: Source, population: Population, splits: Se
         name: population.share_batches(resident.evaluation_batches(source.split(name), size, devices))
         for name in splits
     }
-    return Data(feed, data, lambda seed: contextlib.nullcontext(data), evaluation)
+    return Data(feed, data, lambda seed: contextlib.nullcontext(data), {}, evaluation)
 
 
 def _streamed(config: Config, source: Source, population: Population, splits: Sequence[str]) -> Data:
@@ -79,8 +97,6 @@ def _streamed(config: Config, source: Source, population: Population, splits: Se
         (layers, config.feed.magnitude) if layers else None,
     )
     streaming.check_recipe(recipe)
-    sizes = {name: len(source.split(name)) for name in ("train", *splits)}
-    processes.check_same(sizes, "the images that they find; give all of them the same data")
     warn = Warnings("replaced by the next image")
 
     @contextlib.contextmanager
@@ -116,7 +132,7 @@ def _streamed(config: Config, source: Source, population: Population, splits: Se
         )
         for name in splits
     }
-    return Data(None, layout.abstract_rows(rows_of), open_, evaluation)
+    return Data(None, layout.abstract_rows(rows_of), open_, {}, evaluation)
 
 
 class Warnings:

@@ -21,7 +21,7 @@ def write_start(folder: epath.Path, config: Config, setup: Setup, kept: Tree) ->
         "chain": config.chain.to_dict(),
         "environment": records.environment(),
     }
-    records.record_session(folder, recipe(config), session)
+    records.record_session(folder, recipe(config), session, setup.data.images)
     counts = {name: int(n) for name, n in trees.named_leaves(kept).items() if n is not None}
     write_parameters(folder, counts, setup)
 

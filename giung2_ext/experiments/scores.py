@@ -6,7 +6,7 @@ no resample can leave, has the exact binomial bound (Clopper & Pearson 1934). EC
 width (Guo et al. 2017); the Brier score sums over classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ Predictions = Mapping[str, np.ndarray]
 BINS = 15
 RESAMPLES = 1000
 LEVEL = 0.95
-MEANS = ("top1", "top5", "nll", "brier")
+ENDS = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 
 
 class Score(NamedTuple):
@@ -26,55 +26,75 @@ class Score(NamedTuple):
     high: float
 
 
-def terms(found: Predictions) -> dict[str, np.ndarray]:
-    """Every example's contribution to the scores that are means."""
+class Columns(NamedTuple):
+    """What scores are averages of, example by example."""
+
+    ids: np.ndarray
+    means: dict[str, np.ndarray]  # top1 and what else is averaged
+    answers: np.ndarray  # the likeliest class
+    rows: np.ndarray  # of the predictions
+    gaps: np.ndarray | None = None  # (examples, BINS): confidence minus hit, in the bin of the confidence
+
+
+def columns_of(found: Predictions) -> Columns:
     hits = found["top"] == found["labels"][:, None]
-    return {
+    means = {
         "top1": hits[:, 0].astype(np.float64),
         "top5": hits.any(axis=1).astype(np.float64),
         "nll": found["nll"].astype(np.float64),
         "brier": found["brier"].astype(np.float64),
     }
-
-
-def score(found: Predictions, seed: int = 0) -> dict[str, Score]:
-    """top1, top5, nll, brier and ece."""
-    means = terms(found)
     confidence = found["confidence"].astype(np.float64)
     bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    rows = np.arange(len(bins))
     gaps = np.zeros((len(bins), BINS))
-    gaps[np.arange(len(bins)), bins] = confidence - means["top1"]
-    columns = np.column_stack([*(means[name] for name in MEANS), gaps])
+    gaps[rows, bins] = confidence - means["top1"]
+    return Columns(found["ids"], means, found["top"][:, 0], rows, gaps)
 
-    def reduce(sums: np.ndarray) -> np.ndarray:
-        return np.column_stack([sums[:, : len(MEANS)], np.abs(sums[:, len(MEANS) :]).sum(axis=1)])
 
-    value = reduce(columns.mean(axis=0, keepdims=True))[0]
-    low, high = np.quantile(reduce(resample(columns, seed)), _ends(), axis=0)
-    for i in range(2):  # of top1 and top5
-        if value[i] in (0, 1):
-            exact = ((1 - LEVEL) / 2) ** (1 / len(columns))
+def answered(found: Predictions, answers: Sequence[tuple[int, ...]]) -> Columns:
+    """ReaL accuracy: the answer is one of an example's right ones; those without any are left out."""
+    rows = np.array([i for i, right in enumerate(answers) if right], int)
+    if not rows.size:
+        raise Refusal(f"none of the {len(answers):,} images has a right answer")
+    hits = np.array([found["top"][i, 0] in answers[i] for i in rows], np.float64)
+    return Columns(found["ids"][rows], {"top1": hits}, found["top"][rows, 0], rows)
+
+
+def score(columns: Columns, seed: int = 0) -> dict[str, Score]:
+    """Every mean, and the calibration error `ece` if there are gaps."""
+    names, values = list(columns.means), list(columns.means.values())
+    count = len(names)
+    table = np.column_stack(values if columns.gaps is None else [*values, columns.gaps])
+
+    def reduce(means: np.ndarray) -> np.ndarray:
+        if columns.gaps is None:
+            return means
+        return np.column_stack([means[:, :count], np.abs(means[:, count:]).sum(axis=1)])
+
+    value = reduce(table.mean(axis=0, keepdims=True))[0]
+    low, high = np.quantile(reduce(resample(table, seed)), ENDS, axis=0)
+    exact = ENDS[0] ** (1 / len(table))
+    for i, name in enumerate(names):
+        if name.startswith("top") and value[i] in (0, 1):
             low[i], high[i] = (0, 1 - exact) if value[i] == 0 else (exact, 1)
-    low[-1], high[-1] = max(0.0, 2 * value[-1] - high[-1]), 2 * value[-1] - low[-1]
-    return {
-        name: Score(float(v), float(a), float(b))
-        for name, v, a, b in zip((*MEANS, "ece"), value, low, high, strict=True)
-    }
+    if columns.gaps is not None:
+        names.append("ece")
+        least, most = 2 * value[-1] - high[-1], 2 * value[-1] - low[-1]
+        low[-1], high[-1] = min(max(0.0, least), value[-1]), max(most, value[-1])
+    found = zip(names, value, low, high, strict=True)
+    return {name: Score(float(v), float(a), float(b)) for name, v, a, b in found}
 
 
-def _ends() -> tuple[float, float]:
-    return (1 - LEVEL) / 2, (1 + LEVEL) / 2
-
-
-def resample(columns: np.ndarray, seed: int) -> np.ndarray:
+def resample(table: np.ndarray, seed: int) -> np.ndarray:
     """The columns' means over `RESAMPLES` resamples of the rows."""
-    size, draw = len(columns), np.random.default_rng(seed)
+    size, draw = len(table), np.random.default_rng(seed)
     counts = np.empty((10, size))
     means = []
     for _ in range(RESAMPLES // len(counts)):
         for row in counts:
             row[:] = np.bincount(draw.integers(0, size, size), minlength=size)
-        means.append(counts @ columns / size)
+        means.append(counts @ table / size)
     return np.concatenate(means)
 
 
@@ -82,36 +102,27 @@ class Difference(NamedTuple):
     """Of one ticket and a reference on the same examples: ours minus theirs."""
 
     scores: dict[str, Score]
-    gained: np.ndarray  # (n, 2): rows, ours and theirs, of the examples that only we have right
-    lost: np.ndarray  # and of those that only the reference has right
+    gained: np.ndarray  # (n, 2): places in the columns, ours and theirs, of what only we have right
+    lost: np.ndarray  # and of what only the reference has right
 
 
-def differ(ours: Predictions, theirs: Predictions, seed: int = 0) -> Difference:
+def differ(ours: Columns, theirs: Columns, seed: int = 0) -> Difference:
     """Paired over examples, which are matched by their ids."""
-    mine, other = np.argsort(ours["ids"], kind="stable"), np.argsort(theirs["ids"], kind="stable")
-    if not np.array_equal(ours["ids"][mine], theirs["ids"][other]):
+    mine, other = np.argsort(ours.ids, kind="stable"), np.argsort(theirs.ids, kind="stable")
+    if not np.array_equal(ours.ids[mine], theirs.ids[other]):
         raise Refusal(
             f"the two tickets were not judged on the same images: {len(mine):,} and {len(other):,}, "
-            f"{len(np.intersect1d(ours['ids'], theirs['ids'])):,} of them in both"
+            f"{len(np.intersect1d(ours.ids, theirs.ids)):,} of them in both"
         )
-    a, b = terms(ours), terms(theirs)
-    columns = np.column_stack([a[name][mine] - b[name][other] for name in MEANS])
-    value = columns.mean(axis=0)
-    low, high = np.quantile(resample(columns, seed), _ends(), axis=0)
-    rows = np.column_stack([mine, other])
+    table = np.column_stack([ours.means[name][mine] - theirs.means[name][other] for name in ours.means])
+    value = table.mean(axis=0)
+    low, high = np.quantile(resample(table, seed), ENDS, axis=0)
+    pairs, flip = np.column_stack([mine, other]), table[:, list(ours.means).index("top1")]
     return Difference(
-        {n: Score(*map(float, s)) for n, *s in zip(MEANS, value, low, high, strict=True)},
-        rows[columns[:, 0] > 0],
-        rows[columns[:, 0] < 0],
+        {n: Score(*map(float, s)) for n, *s in zip(ours.means, value, low, high, strict=True)},
+        pairs[flip > 0],
+        pairs[flip < 0],
     )
-
-
-def answered(found: Predictions, answers: list[tuple[int, ...]]) -> Score:
-    """ReaL accuracy: the answer is one of an example's right ones; those without any are left out."""
-    rows = [i for i, right in enumerate(answers) if right]
-    hits = np.array([[found["top"][i, 0] in answers[i]] for i in rows], float)
-    low, high = np.quantile(resample(hits, 0), _ends())
-    return Score(float(hits.mean()), float(low), float(high))
 
 
 def as_json(scores: Mapping[str, Score]) -> dict[str, Any]:

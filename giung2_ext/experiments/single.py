@@ -129,6 +129,8 @@ def train(
         if setup.micro_batches > 1:
             size = runs[0].config.feed.batch_size // setup.micro_batches
             progress.line(f"{label}: {setup.micro_batches} micro-batches of {size:,}")
+        for run in runs:
+            processes.agree(lambda run=run: records.check_images(run.folder, setup.data.images))
         starts = [start_state(run.config, setup) for run in runs]
         parents = [lineage["parents"] for _, lineage in starts]
         processes.check_same(parents, "the checkpoints that they read; start them again")

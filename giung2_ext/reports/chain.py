@@ -53,7 +53,7 @@ def read_chain(folder: epath.Path) -> list[Point]:
 def read_judged(folder: epath.Path, digest: str) -> dict[str, dict[str, Any]]:
     """Of several pipelines the one whose arrays or transform most of a chain's numbers have: timm's."""
     found = predictions.all_scores(predictions.folder_in(folder, digest))
-    found.sort(key=lambda scores: scores["asked"] == "timm")
+    found.sort(key=lambda scores: scores["pipeline"] != "tf")
     return {scores["dataset"]: scores for scores in found if ":" not in scores["dataset"]}
 
 

@@ -110,10 +110,31 @@ def check_recipe(folder: epath.Path, recorded: dict[str, Any], recipe: dict[str,
         )
 
 
-def record_session(folder: epath.Path, recipe: dict[str, Any], session: dict[str, Any]) -> None:
-    """Writes the recipe and adds this session's placement and environment to its history."""
+def check_images(folder: epath.Path, images: dict[str, str]) -> None:
+    """Refuses to go on with other images than those that the folder's run began with."""
+    before = (read_json(folder / CONFIG) or {}).get("images", images)
+    other = [split for split in before if images.get(split, before[split]) != before[split]]
+    if other:
+        counts = ", ".join(
+            f"{split}: {before[split].partition(':')[0]} then, {images[split].partition(':')[0]} now"
+            for split in other
+        )
+        raise Refusal(
+            f"{folder} was begun on other images ({counts} images; their order or pixels differ). Give the "
+            "same --data_root to go on, or choose another --save"
+        )
+
+
+def record_session(
+    folder: epath.Path,
+    recipe: dict[str, Any],
+    session: dict[str, Any],
+    images: dict[str, str] | None = None,
+) -> None:
+    """Writes recipe and images, and adds this session's placement and environment to the history."""
     stored = read_json(folder / CONFIG) or {"sessions": []}
     stored["recipe"] = recipe  # the one that is there, or one that takes the place of no work
+    stored["images"] = images or {}
     stored["sessions"].append(session)
     paths.write_bytes(folder / CONFIG, _json(stored))
 

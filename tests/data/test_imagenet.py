@@ -207,10 +207,17 @@ def test_what_is_missing_is_said_with_the_places_and_the_command_that_makes_it(t
 
 def test_arrays_alone_serve_to_test_on_and_training_on_them_says_what_is_missing(tmp_path):
     write_arrays(tmp_path, "ImageNet", [5, 6])
-    source = imagenet2012.build(str(tmp_path))
-    assert labels_of(source.split("test")) == [5, 6]
+    assert labels_of(imagenet2012.build(str(tmp_path), splits=("test",)).split("test")) == [5, 6]
     with pytest.raises(Refusal, match="no train split of imagenet2012"):
-        source.split("train")
+        imagenet2012.build(str(tmp_path))
+
+
+def test_a_set_that_was_prepared_in_part_serves_for_what_is_there(tree, tmp_path):
+    places = [str(tree / "val")]
+    preparation.prepare("imagenet2012", places, tmp_path, allow_incomplete=True, say=lambda line: None)
+    assert len(imagenet2012.build(str(tmp_path), splits=("test",)).split("test")) == 80
+    with pytest.raises(Refusal, match="no train split of imagenet2012"):
+        imagenet2012.build(str(tmp_path))
 
 
 def test_corrupted_images_are_found_by_variant_and_taken_as_they_are(tmp_path):

@@ -1,10 +1,14 @@
 """Laws of the streaming feed: what a batch is depends on seed and step alone."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
-from fakes import script_module
+from fakes import REPOSITORY, script_module
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.data import streaming
@@ -100,6 +104,21 @@ def test_seeds_that_follow_each_other_share_no_epoch():
     assert len({tuple(epoch) for order in orders for epoch in order}) == 12
 
 
+def test_places_next_to_each_other_share_no_random_bits():
+    streams = []
+
+    class Spy(streaming.Training):
+        def _pixels(self, example, draw):
+            streams.append(draw.bit_generator.random_raw(64))
+            return np.zeros((16, 16, 3), np.uint8)
+
+    rows = Spy(Listed([b""] * BATCH), RECIPE, BATCH, range(BATCH), 3)
+    for place in range(40):
+        rows[place]
+    words = np.concatenate(streams)
+    assert len(set(words.tolist())) == words.size == 40 * 64
+
+
 def test_pixels_differ_between_epochs_and_seeds():
     listed = Listed([small_imagenet.picture(5, 1)] * BATCH)
     first, second = batches(listed, 2)
@@ -123,6 +142,51 @@ def test_a_damaged_image_is_named_and_replaced_by_the_next_record(records):
     others = np.arange(BATCH) != at
     assert np.array_equal(found["images"][others], whole["images"][others])
     assert "damaged" not in found
+
+
+def group(tmp_path, signals):
+    """A process group that streams with two workers, signalled as a terminal signals it; what it leaves."""
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(REPOSITORY / "tests")!r})
+from fakes import script_module
+from giung2_ext.data import streaming
+from giung2_ext.data.formats import folders
+
+if __name__ == "__main__":
+    records = folders.read({str(tmp_path / "images")!r})
+    rows = streaming.Training(records, streaming.Recipe(16, "tf"), 8, range(8), 0)
+    batches = streaming.host_batches(rows, threads=2, processes=2)
+    next(batches)
+    print("ready", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("goes on", next(batches)["valid"].sum(), flush=True)
+"""
+    small_imagenet.write(tmp_path / "images", small_imagenet.LABELS[:4], 4)
+    script = tmp_path / "stream.py"
+    script.write_text(code)
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    send, to_group = signals
+    (os.killpg if to_group else os.kill)(process.pid, send)
+    out, _ = process.communicate(timeout=60)  # which waits for whoever holds its pipes
+    return out, process
+
+
+def test_a_terminals_interrupt_leaves_the_workers_to_go_on(tmp_path):
+    out, process = group(tmp_path, (signal.SIGINT, True))
+    assert out == "goes on 8\n"
+    assert process.returncode == 0
+
+
+def test_workers_end_with_the_process_that_they_work_for(tmp_path):
+    _, process = group(tmp_path, (signal.SIGKILL, False))  # `communicate` would wait for them
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_nothing_but_damaged_images_is_refused():

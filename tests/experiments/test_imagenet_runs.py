@@ -16,6 +16,7 @@ from etils import epath
 from fakes import REPOSITORY, Stopped, dying_at, script_module
 
 from giung2_ext.core.errors import Refusal
+from giung2_ext.data import preparation
 from giung2_ext.data.classes import IMAGENET_A, IMAGENET_R
 from giung2_ext.data.formats import shards
 from giung2_ext.data.formats.example import make_example
@@ -189,6 +190,23 @@ def test_damaged_training_images_are_told_once_and_do_not_end_a_run(tree, train,
         assert sum(victim.name in line for line in told) == 1
 
 
+def test_a_run_does_not_go_on_with_other_images(tree, train, tmp_path, monkeypatch):
+    """The same names in the same order, but prepared smaller: that is another training."""
+    command = (*SMALL, "--optim_ni=8", "--datasets=none", "--save_every=2")
+    with monkeypatch.context() as patch:
+        patch.setattr("giung2_ext.experiments.single.run_loop", dying_at(4))
+        with pytest.raises(Stopped):
+            train(tmp_path / "run", *command, f"--data_root={tree}")
+    quiet = dict(allow_incomplete=True, say=lambda line: None)
+    preparation.prepare("imagenet2012", [str(tree)], tmp_path / "small", shorter_side=30, **quiet)
+    with pytest.raises(Refusal, match=r"begun on other images \(train: 120 then, 120 now"):
+        train(tmp_path / "run", *command, f"--data_root={tmp_path / 'small'}")
+    preparation.prepare("imagenet2012", [str(tree)], tmp_path / "same", **quiet)
+    train(tmp_path / "run", *command, f"--data_root={tmp_path / 'same'}")  # the same files, elsewhere
+    train(tmp_path / "straight", *command, f"--data_root={tree}")
+    assert digests(tmp_path / "run") == digests(tmp_path / "straight")
+
+
 def test_on_the_tree_itself_the_original_rule_chooses_on_its_validation_set(tree, train, tmp_path):
     result = train(
         tmp_path / "run", *SMALL, "--optim_ni=4", "--config.data.holdout=0", "--select_on=validation",
@@ -251,7 +269,7 @@ def test_two_tickets_are_compared_on_the_same_images_and_flips_are_listed(whole,
             other = next(p for p in report.read_chain(whole) if p.cycle == 0).judged[found["dataset"]]
             apart = found["scores"][kind]["top1"][0] - other["scores"][kind]["top1"][0]
             assert difference["top1"][0] == pytest.approx(apart, abs=1e-9)
-            ending = ".all" if kind == "all" and len(found["scores"]) > 1 else ""
+            ending = f".{kind}" if len(found["scores"]) > 1 else ""
             [listed] = here.parents[1].glob(f"predictions/*/flips.{found['dataset']}{ending}.against_*.csv")
             rows = list(csv.DictReader(listed.read_text().splitlines()))
             assert len(rows) == difference["gained"] + difference["lost"]
@@ -308,6 +326,16 @@ def test_corrupted_and_relabelled_images_are_judged_where_they_are(whole, tmp_pa
     top = np.load(kept)["top"][:, 0]
     hits = [t in right for t, right in zip(top, answers, strict=True) if right]
     assert real["scores"]["real"]["top1"][0] == pytest.approx(np.mean(hits))
+    against = evaluate.evaluate(
+        str(whole / "002/best_acc.ckpt"), ["imagenet_real"], where_of(tmp_path),
+        against=str(whole / "000/best_acc.ckpt"),
+    )  # fmt: skip
+    [other] = (whole / "000/predictions").rglob("imagenet_real.timm.npz")
+    theirs = [t in right for t, right in zip(np.load(other)["top"][:, 0], answers, strict=True) if right]
+    difference = against[0]["against"]["scores"]["real"]
+    assert list(difference) == ["top1", "gained", "lost"]
+    assert difference["top1"][0] == pytest.approx(np.mean(hits) - np.mean(theirs))
+    shutil.rmtree(other.parent)
     said = capsys.readouterr().out
     error = 100 * np.mean([1 - found["scores"]["all"]["top1"][0] for found in results[:3]])
     assert f"mean error {error:.2f}% over 3 variants" in said

@@ -102,7 +102,7 @@ def _told(wanted: Wanted, found: Found) -> Found:
 def _read_tfds(wanted: Wanted, root: epath.Path) -> Found | None:
     name, _, variant = wanted.tfds.partition("/")
     folder = tfds_folders.find(root, name, variant or None)
-    if folder is None:
+    if folder is None or wanted.split not in tfds_folders.sizes(folder):
         return None
     prepared = preparation.describe(folder)
     about = f"{tfds_folders.describe(folder)} in {folder}{prepared and f', {prepared}'}"

@@ -34,14 +34,19 @@ def wanted(split: str) -> _imagenet.Wanted:
 
 def build(
     root: str | None = None,
+    splits: tuple[str, ...] = ("train", "holdout", "test"),
     holdout: int = 10_000,
     image_size: int = 224,
     pipeline: str = "tf",
     form: str = "auto",
 ) -> Source:
-    test = _imagenet.need(wanted("validation"), root, form)
+    """Only what is needed for `splits` is looked for."""
+    test = train = None
+    if {"test", "validation"} & set(splits):
+        test = _imagenet.need(wanted("validation"), root, form)
+    if {"train", "holdout"} & set(splits):
+        train = _imagenet.need(wanted("train"), root, "auto" if form == "arrays" else form)
     found: dict[str, _imagenet.Found] = {}
-    train = _imagenet.find(wanted("train"), root, "auto" if form == "arrays" else form)
     if train is not None:
         size = len(train.records)
         if not 0 <= holdout < size:
@@ -53,9 +58,8 @@ def build(
             last = Part(train.records, size - holdout, size)
             about = f"{holdout:,} images, the last of train"
             found["holdout"] = train._replace(records=last, about=about)
-    found["test"] = test
+    if test is not None:
+        found["test"] = test
     source = _imagenet.make_source(found, image_size, pipeline, also={"validation": "test"})
     lacking = {"holdout": "config.data.holdout=0 leaves no images to choose on: --select_on=validation"}
-    if train is None:
-        lacking = dict.fromkeys(("train", "holdout"), _imagenet.missing(wanted("train"), root))
     return source._replace(about=lacking | dict(source.about))
