@@ -7,6 +7,7 @@
                    imagenet_c (all that is there) or imagenet_c/fog_3
   --split=test     test, holdout or train
   --pipeline=timm  how images are brought to the network's size: timm or tf; arrays are as they are
+  --form=auto      tfds, folders or arrays, where a set is there in several
   --against=…      another ticket: paired differences, and the examples that flipped
   --data_root=DIR  where the data is; $TFDS_DATA_DIR too
   --batch_size=512 --num_workers=32 (threads) --worker_processes=0 --mesh=data:8 --distributed=auto
@@ -24,7 +25,7 @@ from giung2_ext.experiments.config import default_config
 from giung2_ext.training import processes
 
 PLACEMENT = ("data_root", "num_workers", "worker_processes", "prefetch_factor", "mesh", "distributed")
-OWN = {"ckpt": None, "datasets": "", "split": "test", "pipeline": "timm", "against": None}
+OWN = {"ckpt": None, "datasets": "", "split": "test", "pipeline": "timm", "against": None, "form": None}
 OWN |= {"batch_size": "512"} | dict.fromkeys(PLACEMENT)
 
 
@@ -51,6 +52,7 @@ def main():
         where,
         pipeline=given["pipeline"],
         split=given["split"],
+        form=given["form"],
         batch_size=batch_size,
         against=given["against"],
     )

@@ -65,6 +65,9 @@ def make(root, count=12):
 
 
 def main():
+    if "--help" in sys.argv:
+        print(__doc__.strip())
+        return
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise Refusal("usage: python scripts/make_imagenet.py DIR")
     root = pathlib.Path(sys.argv[1])

@@ -213,6 +213,8 @@ def host_batches(
             names = [rows.records[int(record)].name for record in damaged[damaged >= 0]]
             if names:
                 report(names)
+            if isinstance(rows, Evaluation):
+                batch["damaged"] = damaged >= 0
             yield batch
 
 
@@ -241,6 +243,9 @@ def _let_grain_start_processes() -> None:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain reads its own from there
+    quiet = "ignore:resource_tracker:UserWarning"  # of batches that nobody took: it removes them itself
+    if quiet not in sys.warnoptions:
+        sys.warnoptions.append(quiet)
 
 
 class Reader:

@@ -53,6 +53,7 @@ def evaluate(
     *,
     pipeline: str = "timm",
     split: str = "test",
+    form: str | None = None,
     batch_size: int = 512,
     against: str | None = None,
 ) -> list[dict[str, Any]]:
@@ -61,7 +62,7 @@ def evaluate(
     data_root = where.data_root
     own = judge.meta["data"]
     names = expand(datasets or [own["name"]], data_root)
-    opened = [open_dataset(name, own, pipeline, data_root, split) for name in names]
+    opened = [open_dataset(name, own, pipeline, data_root, split, form) for name in names]
     reference = Judge(against, batch_size, where) if against else None
     for dataset in opened:  # what does not fit is said before anything takes long
         for each in filter(None, (judge, reference)):
@@ -119,6 +120,8 @@ def text_of(name: str, score: Sequence[float], sign: str = "") -> str:
 def lines_of(result: dict[str, Any]) -> list[str]:
     """A dataset's scores, and what they are of."""
     lines = [f"{result['dataset']}: {result['about']}"]
+    if result.get("damaged"):
+        lines.append(f"  {result['damaged']:,} of them cannot be decoded and are judged as black images")
     for kind, found in result["scores"].items():
         if kind == "real":
             among = f"any of the right answers, {result['seen']:,} images that have one: "
@@ -135,7 +138,7 @@ def compare(judge: Judge, reference: Judge, ours: Judged, theirs: Judged) -> dic
         found = scores.differ(columns, theirs.columns[kind])
         several = len(ours.columns) > 1
         listed = ours.dataset.name.replace("/", ".") + (f".{kind}" if several else "")
-        name = f"flips.{listed}.against_{reference.ticket.digest[:16]}.csv"
+        name = f"flips.{listed}.{ours.dataset.pipeline}.against_{reference.ticket.digest[:16]}.csv"
         if processes.first():
             kept.write_flips(judge.folder / name, flips(ours, columns, theirs.columns[kind], found))
         say(
@@ -167,16 +170,24 @@ def datasets_of(config: Config, say_line: Callable[[str], None]) -> list[Dataset
     automatic = asked == "auto"
     if automatic:
         asked = ",".join(FIVE) if config.data.name in FIVE else ""
-    found = []
+    found, lacking = [], []
     for name in expand(list(filter(None, "" if asked == "none" else asked.split(","))), data_root):
         try:
             dataset = open_dataset(name, config.data.to_dict(), config.judge.pipeline, data_root)
         except Refusal as error:
             if not automatic:
                 raise
-            say_line(f"tickets are not judged on {name}: {error}")
+            if "Prepare it with" not in str(error):  # there, and something is wrong with it
+                say_line(f"tickets are not judged on {name}: {error}")
+            else:
+                lacking.append(name)
             continue
         found.append(dataset)
+    if lacking:
+        say_line(
+            f"tickets are not judged on {', '.join(lacking)}: not found "
+            f"(--datasets={lacking[0]} says where it was looked for)"
+        )
     names = [dataset.name for dataset in found]
     processes.check_same(names, "the sets that they find; give all of them the same data")
     return found

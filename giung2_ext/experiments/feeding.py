@@ -185,9 +185,8 @@ class Stream:
         from giung2_ext.data import streaming
 
         def host(step: int) -> Iterator[dict[str, np.ndarray]]:
-            return streaming.host_batches(
-                self._rows, step, self.where.num_workers, self.where.worker_processes, self._warn
-            )
+            threads = self.where.num_workers  # no processes: starting them takes longer than most sets
+            return streaming.host_batches(self._rows, step, threads, report=self._warn)
 
         place = functools.partial(self.layout.join_rows, size=self.batch_size)
         reader = streaming.Reader(host, place, self.where.prefetch_factor)

@@ -186,7 +186,10 @@ def usage(doc: str, extra: dict[str, str | None], table: dict[str, str] = FLAGS)
     lines = [doc.strip(), "", "  --config=FILE[:ARG,…]  (default: configs/imagenet2012.py)"]
     lines += [f"  --{name}={default or '…'}" for name, default in extra.items()]
     lines += ["", "every field of the config, with the default that a config file may change:"]
-    for field, value in fields(default_config()).items():
+    for field, value in fields(complete(default_config())).items():
         lines.append(f"  {f'--config.{field}={value}':<44} {short.get(field, '')}".rstrip())
-    lines += ["", "model, data and method also take the options of the one that is named"]
+    lines += [
+        "",
+        "model, data and method take the options of the one that is named: here the defaults'",
+    ]
     return "\n".join(lines)

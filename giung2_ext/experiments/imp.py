@@ -158,7 +158,8 @@ class Story:
         for run in runs if name.isdigit() else ():
             judged = judge_best(self.config, run.folder, self.datasets)
             if judged:
-                self.progress.line(f"{name}: {' · '.join(judged)}")
+                whose = run.folder.relative_to(self.save) if len(runs) > 1 else name
+                self.progress.line(f"{whose}: {' · '.join(judged)}")
         for run in runs:
             usual = next(c.seed for c in self.chains if run.folder in (c.base, c.base / name))
             if run.config.seed != usual:

@@ -55,7 +55,12 @@ class Dataset(NamedTuple):
 
 
 def open_dataset(
-    name: str, own: Mapping[str, Any], pipeline: str, data_root: str | None, split: str = "test"
+    name: str,
+    own: Mapping[str, Any],
+    pipeline: str,
+    data_root: str | None,
+    split: str = "test",
+    form: str | None = None,
 ) -> Dataset:
     """`NAME` or `NAME/VARIANT`, as a network sees it that was trained on `own` data and its options."""
     key, _, variant = name.partition("/")
@@ -66,6 +71,7 @@ def open_dataset(
         "image_size": own.get("image_size"),
         "pipeline": pipeline,
         "splits": (split,),
+        "form": form,
     }
     options |= {option: value for option, value in given.items() if option in accepted and value}
     if variant and "variant" not in accepted:
@@ -154,7 +160,7 @@ def _program(model: nn.Module, population: Population, classes: tuple[int, ...] 
         if classes is not None:
             everything = predictions.summarise(logits, labels)
             found |= {f"{name}_all": value for name, value in everything.items()}
-        return found | {name: batch[name] for name in ("labels", "ids", "valid")}
+        return found | {name: batch[name] for name in ("labels", "ids", "valid", "damaged")}
 
     return population.compile(run)
 
@@ -211,6 +217,7 @@ def judge_dataset(judge: Judge, dataset: Dataset, again: bool = True) -> Judged:
     result |= {
         "about": dataset.about,
         "seen": len(next(iter(columns.values())).ids),
+        "damaged": int(found["damaged"].sum()),
         "scores": {kind: scores.as_json(scores.score(columns[kind])) for kind in columns},
     }
     if processes.first():

@@ -132,6 +132,8 @@ def train(
         for run in runs:
             processes.agree(lambda run=run: records.check_images(run.folder, setup.data.images))
         starts = [start_state(run.config, setup) for run in runs]
+        for run in runs:
+            warn_of_other_images(run.config, setup.data.images["train"], progress)
         parents = [lineage["parents"] for _, lineage in starts]
         processes.check_same(parents, "the checkpoints that they read; start them again")
         for run, (state, _) in zip(runs, starts, strict=True):
@@ -143,6 +145,7 @@ def train(
             for run, result in zip(runs, results, strict=True):
                 counts = {name: count for name, (count, _) in result["layers"].items()}
                 result["flops"] = write_parameters(run.folder, counts, setup)._asdict()
+                result["images"] = setup.data.images
                 result["data"] = {s: a for s, a in setup.source.about.items() if s in setup.source.splits}
                 records.write_result(run.folder, result)
         for folder in (states_folder, *(run.folder / paths.STATES for run in runs)):
@@ -220,6 +223,14 @@ def _train_from(
     finally:
         progress.close()
         store.close()
+
+
+def warn_of_other_images(config: Config, images: str, progress: Progress) -> None:
+    """A chain should be trained on one set of images; where it is not, that is said."""
+    for parent in dict.fromkeys(filter(None, (config.start.matching_ckpt, config.start.previous_ckpt))):
+        theirs = tickets.read_meta(parent).get("images", images)
+        if theirs != images:
+            progress.once(f"warning: {parent} was trained on other images (their number, order or pixels)")
 
 
 def _diverged(run: Run, step: int) -> Failure:

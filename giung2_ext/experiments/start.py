@@ -162,6 +162,7 @@ def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
         "method": config.method.to_dict(),
         "model": config.model.to_dict(),
         "data": config.data.to_dict(),
+        "images": setup.data.images["train"],
         "precision": config.precision,
         "num_classes": setup.source.num_classes,
         "image_shape": list(image_shape),

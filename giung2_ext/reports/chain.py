@@ -1,5 +1,6 @@
 """Reads a chain's folders and writes its report: tables, figures, and a page with both."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -80,6 +81,8 @@ def notes(points: list[Point]) -> list[str]:
         else "One trial: no spread.",
     ]
     lines += [f"{split}: {about}." for split, about in result.get("data", {}).items()]
+    if len({json.dumps(point.result.get("images"), sort_keys=True) for point in points}) > 1:
+        lines.append("Warning: not all cycles were trained and measured on the same images.")
     if "test" in select:
         lines.append("Warning: selected on the test split, so its accuracy is optimistic.")
     return lines
@@ -87,16 +90,24 @@ def notes(points: list[Point]) -> list[str]:
 
 def shift_notes(points: list[Point]) -> list[str]:
     """What the columns of the shifts are: examples, pipeline, and among which classes."""
+    own = [p for p in points if p.arm == ""]
     lines = []
-    for name, scores in {n: s for p in points if p.arm == "" for n, s in p.judged.items()}.items():
+    for name in dict.fromkeys(name for p in own for name in p.judged):
         column = tables.SHIFTS.get(name, name)
+        judged = [p for p in own if name in p.judged]
+        last = max(judged, key=lambda p: (p.cycle, -p.trial))
+        scores = last.judged[name]
         kind, found = next(iter(scores["scores"].items()))
         low, high = (100 * v for v in found["top1"][1:])
+        trial = f" of trial {last.trial}" if len({p.trial for p in own}) > 1 else ""
         lines.append(
-            f"{column}: top-1 of {paths.BEST} on {name}, {scores['seen']:,} examples, among "
-            f"{kind} classes, pipeline {scores['pipeline']}; the last cycle's 95% interval is "
+            f"{column}: top-1 of {paths.BEST} on {name}, {scores['seen']:,} examples, among {kind} "
+            f"classes, pipeline {scores['pipeline']}; the 95% interval of cycle {last.cycle:03d}{trial} is "
             f"{low:.2f} to {high:.2f}."
         )
+        kinds = {(p.judged[name].get("images"), p.judged[name]["pipeline"]) for p in judged}
+        if len(kinds) > 1:
+            lines.append(f"Warning: the rows of {column} are of different images or pipelines.")
     return lines
 
 

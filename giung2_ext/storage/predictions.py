@@ -31,7 +31,7 @@ def folder_in(run: epath.Path, digest: str) -> epath.Path:
 
 
 def _name(dataset: str, pipeline: str) -> str:
-    return f"{dataset.replace('/', '.')}.{pipeline}"
+    return f"{dataset.replace('/', '.').replace(':', '.')}.{pipeline}"
 
 
 def write(folder: epath.Path, scores: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> epath.Path:

@@ -177,7 +177,7 @@ def test_the_forms_are_tried_in_order_and_one_can_be_named(subset):
     assert about["auto"] == about["tfds"]
     assert "tfds imagenet_" in about["tfds"]
     assert "prepared at original size" in about["tfds"]
-    assert "200 images, of " in about["folders"]
+    assert "200 images (the whole set has " in about["folders"]
     assert f"arrays in {everything}" in about["arrays"]
     with pytest.raises(Refusal, match="known: arrays, auto, folders, tfds"):
         module.build(str(everything), form="tar")

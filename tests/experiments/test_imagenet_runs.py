@@ -190,7 +190,7 @@ def test_damaged_training_images_are_told_once_and_do_not_end_a_run(tree, train,
         assert sum(victim.name in line for line in told) == 1
 
 
-def test_a_run_does_not_go_on_with_other_images(tree, train, tmp_path, monkeypatch):
+def test_a_run_does_not_go_on_with_other_images(tree, train, tmp_path, monkeypatch, capsys):
     """The same names in the same order, but prepared smaller: that is another training."""
     command = (*SMALL, "--optim_ni=8", "--datasets=none", "--save_every=2")
     with monkeypatch.context() as patch:
@@ -205,6 +205,13 @@ def test_a_run_does_not_go_on_with_other_images(tree, train, tmp_path, monkeypat
     train(tmp_path / "run", *command, f"--data_root={tmp_path / 'same'}")  # the same files, elsewhere
     train(tmp_path / "straight", *command, f"--data_root={tree}")
     assert digests(tmp_path / "run") == digests(tmp_path / "straight")
+    capsys.readouterr()
+    parent = tmp_path / "run/last.ckpt"
+    for place in ("same", "small"):
+        more = (f"--matching_ckpt={parent}", f"--previous_ckpt={parent}", f"--data_root={tmp_path / place}")
+        train(tmp_path / place / "run", *command, "--optim_ni=0", *more)
+        warned = f"warning: {parent} was trained on other images" in capsys.readouterr().out
+        assert warned == (place == "small")
 
 
 def test_on_the_tree_itself_the_original_rule_chooses_on_its_validation_set(tree, train, tmp_path):
@@ -214,7 +221,7 @@ def test_on_the_tree_itself_the_original_rule_chooses_on_its_validation_set(tree
     )  # fmt: skip
     assert result["selected_on"] == "test"
     assert result["scores"]["best"]["test"]["seen"] == 80
-    assert "of 160 images" in result["data"]["train"]
+    assert result["data"]["train"].startswith("160 of 160 images (the whole set has 1,281,167)")
 
 
 def test_a_set_that_is_missing_is_told_at_the_start_and_refused_where_it_was_named(
@@ -225,13 +232,25 @@ def test_a_set_that_is_missing_is_told_at_the_start_and_refused_where_it_was_nam
     shutil.rmtree(data / "sketch")
     train(tmp_path / "run", *SMALL, "--optim_ni=2", f"--data_root={data}")
     said = capsys.readouterr().out
-    assert "tickets are not judged on imagenet_sketch: no test split of imagenet_sketch" in said
+    assert "tickets are not judged on imagenet_sketch: not found (--datasets=imagenet_sketch says" in said
     assert "imagenet_a " in said.splitlines()[-1]
     with pytest.raises(Refusal, match="no test split of imagenet_sketch"):
         train(
             tmp_path / "run2", *SMALL, "--optim_ni=2", f"--data_root={data}", "--datasets=imagenet_sketch"
         )
     assert not (tmp_path / "run2/result.json").exists()
+
+
+def test_damaged_images_of_a_set_are_counted_with_its_scores(whole, tree, tmp_path, capsys):
+    data = tmp_path / "tree"
+    shutil.copytree(tree, data)
+    victim = sorted((data / "imagenet-a").rglob("*.JPEG"))[5]
+    victim.write_bytes(b"")
+    ticket = tmp_path / "ticket"
+    shutil.copytree(whole / "000/best_acc.ckpt", ticket)
+    [found] = evaluate.evaluate(str(ticket), ["imagenet_a"], where_of(data), batch_size=16)
+    assert (found["seen"], found["damaged"]) == (28, 1)
+    assert "1 of them cannot be decoded and are judged as black images" in capsys.readouterr().out
 
 
 def where_of(tree):
@@ -270,7 +289,9 @@ def test_two_tickets_are_compared_on_the_same_images_and_flips_are_listed(whole,
             apart = found["scores"][kind]["top1"][0] - other["scores"][kind]["top1"][0]
             assert difference["top1"][0] == pytest.approx(apart, abs=1e-9)
             ending = f".{kind}" if len(found["scores"]) > 1 else ""
-            [listed] = here.parents[1].glob(f"predictions/*/flips.{found['dataset']}{ending}.against_*.csv")
+            [listed] = here.parents[1].glob(
+                f"predictions/*/flips.{found['dataset']}{ending}.timm.against_*.csv"
+            )
             rows = list(csv.DictReader(listed.read_text().splitlines()))
             assert len(rows) == difference["gained"] + difference["lost"]
             assert all((row["answer"] == row["label"]) == (row["flip"] == "gained") for row in rows)

@@ -199,5 +199,15 @@ def test_the_table_of_shifts_has_a_column_for_every_set_that_any_cycle_was_judge
     assert "15.00 to 35.00" in told
 
 
+def test_rows_of_different_images_are_warned_of():
+    points = [p._replace(judged=judged(imagenet_a=0.1)) for p in make_points(1) if p.arm == ""]
+    assert not any("Warning" in line for line in [*chain.shift_notes(points), *chain.notes(points)])
+    points[1].judged["imagenet_a"]["images"] = "80:other"
+    assert "Warning: the rows of IN-A are of different images or pipelines." in chain.shift_notes(points)
+    points[1].result["images"] = {"train": "100:prepared"}
+    warning = "Warning: not all cycles were trained and measured on the same images."
+    assert warning in chain.notes(points)
+
+
 def test_nothing_judged_is_no_table():
     assert len(tables.shift_table(make_points())) == 1

@@ -81,9 +81,12 @@ def missing(wanted: Wanted, root: str | None) -> str:
         return f"data {wanted.dataset!r} needs --data_root=DIR, or $TFDS_DATA_DIR"
     names = [f"{wanted.tfds}/VERSION (TFDS)", *(f"{folder}/ (folders)" for folder in wanted.folders)]
     names += [f"{wanted.array}_x224/test_images.npy"] if wanted.array else []
+    places = [f"{place}{'' if place.exists() else ' (which does not exist)'}" for place in roots]
+    begun = [folder for place in roots for folder in (place / wanted.tfds).glob(f"*/{preparation.PLAN}")]
+    unfinished = f" {begun[0].parent} is unfinished." if begun else ""
     return (
-        f"no {wanted.split} split of {wanted.dataset} in {' or '.join(map(str, roots))}: looked for "
-        f"{', '.join(names)}. Prepare it with: {wanted.prepare}"
+        f"no {wanted.split} split of {wanted.dataset} in {' or '.join(places)}: looked for "
+        f"{', '.join(names)}.{unfinished} Prepare it with: {wanted.prepare}"
     )
 
 
@@ -94,7 +97,7 @@ def _roots(root: str | None) -> list[epath.Path]:
 
 def _told(wanted: Wanted, found: Found) -> Found:
     count = len(found.records)
-    part = f", of {wanted.count:,} in the whole set" if wanted.count not in (0, count) else ""
+    part = f" (the whole set has {wanted.count:,})" if wanted.count not in (0, count) else ""
     about = f"{count:,} images{part}, {found.about}"
     return found._replace(about=about)
 

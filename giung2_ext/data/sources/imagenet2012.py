@@ -52,7 +52,7 @@ def build(
         if not 0 <= holdout < size:
             raise Refusal(f"config.data.holdout must be in 0..{size - 1}, got {holdout} ({train.about})")
         first = Part(train.records, 0, size - holdout)
-        about = f"{len(first):,} images of {train.about}"
+        about = f"{len(first):,} of {train.about}"
         found["train"] = train._replace(records=first, about=about)
         if holdout:
             last = Part(train.records, size - holdout, size)
