@@ -1,4 +1,4 @@
-"""The figures of a chain, as PNG and PDF: accuracy, density per layer, overlap of masks."""
+"""The figures of a chain, as PNG and PDF: accuracy, density per layer, overlap of masks, shifts."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -9,12 +9,14 @@ from etils import epath
 
 from giung2_ext.core import masks as masking
 from giung2_ext.core import trees
+from giung2_ext.reports.tables import SHIFTS
 
 STYLES = (
     ("o", "-", "#1b4f8f"),
     ("s", "--", "#c4501b"),
     ("^", ":", "#3d7a3d"),
     ("v", "-.", "#7a3d7a"),
+    ("D", "-", "#8f7a1b"),
 )
 
 
@@ -29,8 +31,11 @@ def draw_all(points: Sequence[Any], masks: Mapping[Any, Any], folder: epath.Path
         "layers": lambda figure: draw_layers(figure, points),
         "overlap": lambda figure: draw_overlap(figure, masks),
     }
+    wide = {"accuracy": (9, 4), "overlap": (9 if len({trial for trial, _ in masks}) > 1 else 5.2, 4)}
+    if any(p.judged for p in points if p.arm == ""):
+        figures["shifts"] = lambda figure: draw_shifts(figure, points)
     for name, draw in figures.items():
-        figure = Figure(figsize=(6.4, 4.2) if name == "layers" else (9, 4), layout="constrained")
+        figure = Figure(figsize=wide.get(name, (6.4, 4.2)), layout="constrained")
         draw(figure)
         for kind in ("png", "pdf"):
             with (folder / f"{name}.{kind}").open("wb") as file:
@@ -47,9 +52,14 @@ def _curve(points: Sequence[Any], arm: str, when: str) -> tuple[np.ndarray, ...]
     return np.array(density), np.array([np.mean(v) for v in values]), np.array(sd)
 
 
+def _some(values: Sequence[Any]) -> Sequence[Any]:
+    """No more of them than there is room for at an axis."""
+    return values[:: 3 if len(values) > 6 else 1]
+
+
 def _density_axis(axes: Any, densities: Sequence[float]) -> None:
     axes.set_xscale("log")
-    ticks = sorted(set(densities), reverse=True)[::3]
+    ticks = _some(sorted(set(densities), reverse=True))
     axes.set_xticks(ticks, [f"{t:.3g}" for t in ticks])
     axes.set_xticks([], minor=True)
     axes.invert_xaxis()
@@ -129,8 +139,8 @@ def draw_overlap(figure: Any, masks: Mapping[tuple[int, int], Any]) -> None:
         ]
     )
     image = left.imshow(grid, vmin=0, vmax=1, cmap="viridis", origin="lower")
-    left.set_xticks(range(0, len(cycles), 3), cycles[::3])
-    left.set_yticks(range(0, len(cycles), 3), cycles[::3])
+    left.set_xticks(_some(range(len(cycles))), _some(cycles))
+    left.set_yticks(_some(range(len(cycles))), _some(cycles))
     left.set_xlabel("cycle")
     left.set_ylabel("cycle")
     left.set_title("Overlap |a and b| / |a or b| between cycles", fontsize=10)
@@ -146,9 +156,37 @@ def draw_overlap(figure: Any, masks: Mapping[tuple[int, int], Any]) -> None:
     axes.fill_between(cycles, np.min(measured, 1), np.max(measured, 1), color=STYLES[0][2], alpha=0.18)
     axes.plot(cycles, chance, "--", color="0.4", label="chance, same layer densities")
     axes.set_yscale("log")
-    axes.set_xticks(cycles[::3])
+    axes.set_xticks(_some(cycles))
     axes.set_xlabel("cycle")
     axes.set_ylabel("|a and b| / |a or b|")
     axes.set_title(f"Overlap between {len(trials)} trials", fontsize=10)
     axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def draw_shifts(figure: Any, points: Sequence[Any]) -> None:
+    """Top-1 on ImageNet and its shifts; bars are the sets' 95% intervals, or deviations over trials."""
+    own = [p for p in points if p.arm == ""]
+    trials = len({p.trial for p in own})
+    names = [n for n in SHIFTS if any(n in p.judged for p in own)]
+    names += sorted({n for p in own for n in p.judged} - set(SHIFTS))
+    axes = figure.subplots()
+    for (marker, line, colour), name in zip(itertools.cycle(STYLES), names):
+        there = [p for p in own if name in p.judged]
+        density, mean, below, above = [], [], [], []
+        for cycle in sorted({p.cycle for p in there}):
+            here = [p for p in there if p.cycle == cycle]
+            scores = np.array([next(iter(p.judged[name]["scores"].values()))["top1"] for p in here]) * 100
+            density.append(here[0].density)
+            mean.append(scores[:, 0].mean())
+            spread = [scores[:, 0].std(ddof=1)] * 2 if len(here) > 1 else np.abs(scores[0, 1:] - mean[-1])
+            below.append(spread[0])
+            above.append(spread[1])
+        style = dict(ls=line, marker=marker, ms=4, lw=1.2, elinewidth=0.8, color=colour)
+        axes.errorbar(density, mean, (below, above), label=SHIFTS.get(name, name), **style)
+    _density_axis(axes, [p.density for p in own])
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("top-1 (%)")
+    bars = f"mean ± sd of {trials} trials" if trials > 1 else "95% intervals over examples"
+    axes.set_title(f"ImageNet and its shifts, {bars}", fontsize=10)
     axes.legend(frameon=False, fontsize=9)

@@ -142,6 +142,27 @@ def test_overlap_shows_cycles_of_one_trial_and_chance_between_trials(folder, fig
 
 
 @pytest.mark.parametrize("trials", [1, 2])
+def test_shifts_are_drawn_with_their_intervals_or_deviations(trials, folder, figure):
+    def scores(value):
+        return {"scores": {"200": {"top1": [value, value - 0.1, value + 0.05]}, "all": {"top1": [0, 0, 0]}}}
+
+    points = [
+        p._replace(judged={"imagenet_a": scores(0.3 + 0.02 * p.cycle + 0.01 * p.trial)})
+        for p in make_chain(folder, trials)
+    ]
+    figures.draw_shifts(figure, points)
+    [axes] = figure.axes
+    [container] = axes.containers
+    line, _, [bars] = container.lines
+    mean = np.array([30, 32, 34]) + (0.5 if trials == 2 else 0)
+    assert line.get_ydata() == pytest.approx(mean)
+    ends = np.array([segment[:, 1] for segment in bars.get_segments()]) - mean[:, None]
+    sd = np.sqrt(0.5)  # of two values 1 apart
+    assert ends == pytest.approx(np.tile([-10, 5] if trials == 1 else [-sd, sd], (3, 1)))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["IN-A"]
+
+
+@pytest.mark.parametrize("trials", [1, 2])
 def test_a_report_is_files_that_open_and_changes_nothing_else(trials, folder, capsys):
     image = pytest.importorskip("matplotlib.image")
     make_chain(folder, trials)
