@@ -20,7 +20,6 @@ from giung2_ext.data.source import Records, Source
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 FORMS = ("tfds", "folders", "arrays")
-IMAGES = 1_281_167, 50_000  # of train and validation
 
 
 class Wanted(NamedTuple):

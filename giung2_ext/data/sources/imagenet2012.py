@@ -7,6 +7,7 @@ does, and checkpoints can only be chosen on the test set.
 """
 
 from giung2_ext.core.errors import Refusal
+from giung2_ext.data.distribution import KINDS
 from giung2_ext.data.source import Part, Source
 from giung2_ext.data.sources import _imagenet
 
@@ -27,7 +28,7 @@ def wanted(split: str) -> _imagenet.Wanted:
         split,
         (f"imagenet2012/{short}", short, f"imagenet2012/{long}", long),
         "ImageNet" if split == "validation" else None,
-        count=_imagenet.IMAGES[split == "validation"],
+        count=KINDS["imagenet2012"].counts[split],
         prepare=PREPARE,
     )
 

@@ -4,6 +4,7 @@
 """
 
 from giung2_ext.data.classes import IMAGENET_A
+from giung2_ext.data.distribution import KINDS
 from giung2_ext.data.source import Source
 from giung2_ext.data.sources import _imagenet
 
@@ -15,7 +16,7 @@ WANTED = _imagenet.Wanted(
     ("imagenet-a", "imagenet_a/imagenet-a", "imagenet_a"),
     "ImageNetA",
     classes=IMAGENET_A,
-    count=7_500,
+    count=KINDS["imagenet_a"].counts["test"],
     prepare="python scripts/prepare.py --dataset=imagenet_a --images=imagenet-a.tar --data_root=DIR",
 )
 

@@ -3,6 +3,7 @@ classes.
 """
 
 from giung2_ext.data.classes import IMAGENET_R
+from giung2_ext.data.distribution import KINDS
 from giung2_ext.data.source import Source
 from giung2_ext.data.sources import _imagenet
 
@@ -14,7 +15,7 @@ WANTED = _imagenet.Wanted(
     ("imagenet-r", "imagenet_r/imagenet-r", "imagenet_r"),
     "ImageNetR",
     classes=IMAGENET_R,
-    count=30_000,
+    count=KINDS["imagenet_r"].counts["test"],
     prepare="python scripts/prepare.py --dataset=imagenet_r --images=imagenet-r.tar --data_root=DIR",
 )
 

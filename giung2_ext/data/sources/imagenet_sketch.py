@@ -1,5 +1,6 @@
 """ImageNet-Sketch (Wang et al. 2019, https://arxiv.org/abs/1905.13549): 50,889 sketches."""
 
+from giung2_ext.data.distribution import KINDS
 from giung2_ext.data.source import Source
 from giung2_ext.data.sources import _imagenet
 
@@ -10,7 +11,7 @@ WANTED = _imagenet.Wanted(
     "test",
     ("sketch", "imagenet_sketch/sketch", "imagenet_sketch"),
     "ImageNetSketch",
-    count=50_889,
+    count=KINDS["imagenet_sketch"].counts["test"],
     prepare="python scripts/prepare.py --dataset=imagenet_sketch --images=ImageNet-Sketch.zip "
     "--data_root=DIR",
 )

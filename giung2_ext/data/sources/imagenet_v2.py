@@ -4,15 +4,18 @@ Its folders are named by label, 0 to 999, and are read by number: in string orde
 """
 
 from giung2_ext.core.errors import unknown
+from giung2_ext.data.distribution import KINDS
 from giung2_ext.data.source import Source
 from giung2_ext.data.sources import _imagenet
 
 STREAMED = True
-VARIANTS = {
-    "matched-frequency": "imagenetv2-matched-frequency-format-val",
-    "threshold-0.7": "imagenetv2-threshold0.7-format-val",
-    "topimages": "imagenetv2-top-images-format-val",
-}
+KIND = KINDS["imagenet_v2"]
+FOLDERS = (
+    "imagenetv2-matched-frequency-format-val",
+    "imagenetv2-threshold0.7-format-val",
+    "imagenetv2-top-images-format-val",
+)
+VARIANTS = dict(zip(KIND.variants, FOLDERS, strict=True))
 
 
 def build(
@@ -32,8 +35,8 @@ def build(
         "test",
         (folder, f"imagenet_v2/{folder}", f"imagenet_v2/{variant}"),
         "ImageNetV2" if first else None,
-        naming="number",
-        count=10_000,
+        naming=KIND.naming,
+        count=KIND.counts["test"],
         prepare=f"python scripts/prepare.py --dataset=imagenet_v2 --variant={variant} "
         "--images=imagenetv2-….tar.gz --data_root=DIR",
     )
