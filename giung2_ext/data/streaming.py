@@ -11,8 +11,9 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
+import multiprocessing.resource_tracker
 import os
-import queue
 import signal
 import sys
 import threading
@@ -33,7 +34,6 @@ Report = Callable[[list[str]], None]
 ORDER, PIXELS = "order", "pixels"
 AUGMENTATIONS = ("none", "resized_crop")
 RESIDENT = "none"  # the pipeline of pixels that are what the network sees
-LEAVES_WITHIN = 10.0  # seconds that a reader is waited for: a disk may hang
 CHUNK = 16  # rows, at most
 TRIES = 100  # records in a row that may be damaged
 
@@ -203,12 +203,14 @@ def host_batches(
         own = grain.ReadOptions(num_threads=max(1, threads // processes), prefetch_buffer_size=2)
         batches = source.batch(count, batch_fn=_join)[start:].to_iter_dataset(own)
         workers = grain.MultiprocessingOptions(num_workers=processes)
-        batches = batches.mp_prefetch(workers, worker_init_fn=_begin_worker)
+        batches = batches.mp_prefetch(workers, worker_init_fn=functools.partial(_begin_worker, os.getpid()))
     else:
         own = grain.ReadOptions(num_threads=min(threads, 2 * count), prefetch_buffer_size=2 * count)
         batches = source[start * count :].to_iter_dataset(own).batch(count, batch_fn=_join)
     with contextlib.closing(iter(batches)) as iterator:
-        for batch in iterator:
+        with _signals_held() if processes else contextlib.nullcontext():
+            first = next(iterator, None)
+        for batch in itertools.chain([first] if first is not None else [], iterator):
             damaged = batch.pop("damaged")
             names = [rows.records[int(record)].name for record in damaged[damaged >= 0]]
             if names:
@@ -224,11 +226,24 @@ def cores() -> int:
     return len(here(0)) if here else os.cpu_count() or 1
 
 
-def _begin_worker(index: int, count: int) -> None:
-    """Leaves signals, which a terminal sends to a whole group, to the one that trains, and ends with it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+STOPPING = (signal.SIGINT, signal.SIGTERM)  # a terminal or a scheduler sends them to a whole group
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Processes that are started here are deaf to signals from their birth on."""
+    multiprocessing.resource_tracker.ensure_running()  # which would end the hold
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker(parent: int, index: int, count: int) -> None:
+    """Leaves stopping to the process that trains, and ends with it."""
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -246,61 +261,3 @@ def _let_grain_start_processes() -> None:
     quiet = "ignore:resource_tracker:UserWarning"  # of batches that nobody took: it removes them itself
     if quiet not in sys.warnoptions:
         sys.warnoptions.append(quiet)
-
-
-class Reader:
-    """Places the batches of one run on the devices, `ahead` of them before they are asked for.
-
-    `open_at(step)` gives host batches from a step on, `place` puts one where the step wants it. Steps are
-    asked for in order; another one starts anew there.
-    """
-
-    def __init__(
-        self, open_at: Callable[[int], Iterator[Batch]], place: Callable[[Batch], Any], ahead: int
-    ):
-        self._open_at, self._place, self._ahead = open_at, place, max(1, ahead)
-        self._next: int | None = None
-        self._queue: queue.Queue[Any] = queue.Queue()
-        self._leave = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def batch(self, step: int) -> Any:
-        if step != self._next:
-            self.close()
-            self._queue, self._leave = queue.Queue(self._ahead), threading.Event()
-            self._thread = threading.Thread(
-                target=self._fill, args=(step, self._queue, self._leave), daemon=True, name="feed"
-            )
-            self._thread.start()
-        self._next = step + 1
-        found = self._queue.get()
-        if isinstance(found, BaseException):
-            self.close()
-            raise found
-        return found
-
-    def _fill(self, step: int, out: "queue.Queue[Any]", leave: threading.Event) -> None:
-        def give(what: Any) -> bool:
-            while not leave.is_set():
-                try:
-                    out.put(what, timeout=0.2)
-                    return True
-                except queue.Full:
-                    continue
-            return False
-
-        try:
-            with contextlib.closing(self._open_at(step)) as batches:
-                for batch in batches:
-                    if leave.is_set() or not give(self._place(batch)):
-                        return
-            give(StopIteration())
-        except BaseException as error:  # it is the asking thread's to handle
-            give(error)
-
-    def close(self) -> None:
-        self._leave.set()
-        self._next = None
-        if self._thread is not None:
-            self._thread.join(LEAVES_WITHIN)
-        self._queue = queue.Queue()  # lets go of what was placed

@@ -15,6 +15,7 @@ import giung2_ext.data.sources
 from giung2_ext.core import discovery
 from giung2_ext.core.errors import Refusal
 from giung2_ext.data import resident
+from giung2_ext.data.reader import Reader
 from giung2_ext.data.source import Records, Source, Split
 from giung2_ext.experiments.config import Config, options_of
 from giung2_ext.training import processes
@@ -100,7 +101,7 @@ def _streamed(config: Config, source: Source, population: Population, splits: Se
     warn = Warnings("replaced by the next image")
 
     @contextlib.contextmanager
-    def open_(seed: int) -> Iterator[streaming.Reader]:
+    def open_(seed: int) -> Iterator[Reader]:
         rows = streaming.Training(records, recipe, size, layout.rows_here(size), seed)
         host = functools.partial(
             streaming.host_batches,
@@ -110,7 +111,7 @@ def _streamed(config: Config, source: Source, population: Population, splits: Se
             report=warn,
         )
         place = functools.partial(layout.join_rows, size=size)
-        reader = streaming.Reader(lambda step: host(start=step), place, where.prefetch_factor)
+        reader = Reader(lambda step: host(start=step), place, where.prefetch_factor)
         with contextlib.closing(reader):
             yield reader
 
@@ -189,7 +190,7 @@ class Stream:
             return streaming.host_batches(self._rows, step, threads, report=self._warn)
 
         place = functools.partial(self.layout.join_rows, size=self.batch_size)
-        reader = streaming.Reader(host, place, self.where.prefetch_factor)
+        reader = Reader(host, place, self.where.prefetch_factor)
         with contextlib.closing(reader):
             for step in range(len(self)):
                 yield reader.batch(step)

@@ -34,7 +34,7 @@ AHEAD = 2  # streamed steps that may wait on the device: their batches lie in it
 class Program(NamedTuple):
     chunk: Callable[[State, Tree, int], tuple[State, Metrics]]
     """(state, data, length): `length` ordinary steps; donates the state. `data` is a split that lies on the
-    devices, or what gives the placed batch of a step (`data.streaming.Reader`)"""
+    devices, or what gives the placed batch of a step (`data.reader.Reader`)"""
     update: Callable[[State, Tree], tuple[State, Metrics]]
     """One mask-update step; donates the state"""
     observe: Callable[[State], tuple[Tree, Tree, Tree]]

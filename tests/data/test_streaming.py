@@ -13,6 +13,7 @@ from fakes import REPOSITORY, script_module
 from giung2_ext.core.errors import Refusal
 from giung2_ext.data import streaming
 from giung2_ext.data.formats import folders
+from giung2_ext.data.reader import Reader
 from giung2_ext.data.source import Example, Part
 
 small_imagenet = script_module("make_imagenet")
@@ -158,8 +159,8 @@ if __name__ == "__main__":
     rows = streaming.Training(records, streaming.Recipe(16, "tf"), 8, range(8), 0)
     batches = streaming.host_batches(rows, threads=2, processes=2)
     next(batches)
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         print("goes on", next(batches)["valid"].sum(), flush=True)
@@ -174,7 +175,8 @@ if __name__ == "__main__":
     assert process.stdout.readline() == "ready\n"
     send, to_group = signals
     (os.killpg if to_group else os.kill)(process.pid, send)
-    out, _ = process.communicate(timeout=60)  # which waits for whoever holds its pipes
+    out, err = process.communicate(timeout=120)  # which waits for whoever holds its pipes
+    assert process.returncode in (0, -signal.SIGKILL), err
     return out, process
 
 
@@ -251,7 +253,7 @@ def reader(log, ahead=2, fail_at=None):
             yield {"x": np.full(2, step)}
             step += 1
 
-    return streaming.Reader(open_at, lambda batch: batch["x"].sum(), ahead)
+    return Reader(open_at, lambda batch: batch["x"].sum(), ahead)
 
 
 def test_a_reader_gives_the_batch_of_the_step_and_starts_anew_where_it_must():
