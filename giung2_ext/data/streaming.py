@@ -151,7 +151,9 @@ def brought(image: bytes | np.ndarray, recipe: Recipe) -> np.ndarray:
 def identity(example: Example) -> np.ndarray:
     """64 bits, in two words, of label and file name: the same in TFDS and in folders."""
     text = f"{example.label}/{example.name.rpartition('/')[2]}"
-    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), "<u4")
+    return np.frombuffer(
+        hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "<u4"
+    )
 
 
 def _row(image: np.ndarray, label: int, damaged: int = -1) -> Batch:

@@ -229,8 +229,8 @@ def test_in_evaluation_a_damaged_image_is_black_and_named():
 def test_an_examples_identity_is_that_of_its_label_and_file_whatever_the_folder():
     ids = [
         streaming.identity(Example(b"", label, name)).tolist()
-        for label, name in ((1, "a/x.JPEG"), (1, "x.JPEG"), (2, "x.JPEG"), (1, "y.JPEG"))
-    ]
+        for label, name in ((1, "a/x.JPEG"), (1, "x.JPEG"), (2, "x.JPEG"), (1, "y\udcff.JPEG"))
+    ]  # the last is no UTF-8 on disk
     assert ids[0] == ids[1]
     assert len({tuple(i) for i in ids}) == 3
 
