@@ -12,6 +12,10 @@ import numpy as np
 from giung2_ext.core.errors import Refusal, unknown
 
 
+class Missing(Refusal):
+    """A set that is not where it was looked for."""
+
+
 class Example(NamedTuple):
     image: bytes | np.ndarray  # an encoded file, or HWC pixels
     label: int

@@ -9,6 +9,7 @@ from etils import epath
 
 from giung2_ext.core import accounting
 from giung2_ext.core.errors import Refusal
+from giung2_ext.data.source import Missing
 from giung2_ext.experiments import scores
 from giung2_ext.experiments.config import Config
 from giung2_ext.experiments.judging import (
@@ -177,10 +178,10 @@ def datasets_of(config: Config, say_line: Callable[[str], None]) -> list[Dataset
         except Refusal as error:
             if not automatic:
                 raise
-            if "Prepare it with" not in str(error):  # there, and something is wrong with it
-                say_line(f"tickets are not judged on {name}: {error}")
-            else:
+            if isinstance(error, Missing):
                 lacking.append(name)
+            else:  # it is there, and something is wrong with it
+                say_line(f"tickets are not judged on {name}: {error}")
             continue
         found.append(dataset)
     if lacking:

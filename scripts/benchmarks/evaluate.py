@@ -17,7 +17,7 @@ from benchmarks import _jpegs
 from giung2_ext.core import masks as masking
 from giung2_ext.data.sources import _imagenet
 from giung2_ext.experiments.config import default_config
-from giung2_ext.experiments.judging import Judge
+from giung2_ext.experiments.judging import Judge, open_dataset
 from giung2_ext.experiments.setup import build_model
 from giung2_ext.storage import tickets
 from giung2_ext.training.state import init_variables, seed_key
@@ -42,21 +42,21 @@ def make(smoke, data_root):
     ticket = make_ticket(root, depth, size)
     batches = (4, 3) if smoke else (50, 7, 100)
     judges = {batch: Judge(str(ticket), batch, where) for batch in batches}
-    source = next(iter(judges.values())).open("imagenet_sketch", "timm", str(root))
+    own = judges[batches[0]].meta["data"]
+    dataset = open_dataset("imagenet_sketch", own, "timm", str(root))
 
-    found = {batch: judge.answer(source, "test") for batch, judge in judges.items()}
+    found = {batch: judge.answer(dataset) for batch, judge in judges.items()}
     first = found[batches[0]]
     for batch in batches[1:]:
         assert np.array_equal(found[batch]["top"][:, 0], first["top"][:, 0])
         assert np.array_equal(found[batch]["ids"], first["ids"])
     worst = max(float(np.abs(found[b]["nll"] - first["nll"]).max()) for b in batches)
-    plain = one_by_one(judges[batches[0]], source.split("test"), size, batches[0])
+    plain = one_by_one(judges[batches[0]], dataset.records, size, batches[0])
     agree = np.mean(plain() == first["top"][:, 0])
     assert agree == 1, agree
 
     contenders = {
-        f"batches of {batch}": lambda judge=judge: judge.answer(source, "test")
-        for batch, judge in judges.items()
+        f"batches of {batch}": lambda judge=judge: judge.answer(dataset) for batch, judge in judges.items()
     }
     contenders |= {"Pillow, then the network": plain}
     notes = [

@@ -75,7 +75,8 @@ def test_the_digits_chain_tells_the_story_of_the_tickets(script, tmp_path):
 SOURCES = ", ".join(discovery.names(giung2_ext.data.sources))
 BAD = {
     ("train",): "--save=DIR is required (if a command spans lines",
-    ("train", "--save=x"): f"unknown data source 'imagenet2012'; known: {SOURCES}",
+    ("train", "--save=x"): "data 'imagenet2012' needs --data_root=DIR, or $TFDS_DATA_DIR",
+    ("train", "--save=x", "--data_name=imagenet"): f"unknown data source 'imagenet'; known: {SOURCES}",
     ("train", "--save=x", DIGITS, "--constant_lr", "true"): "write --constant_lr=true",
     ("imp", "--save=x", DIGITS, "--optim_nii=3"): "did you mean optim_ni?",
     ("evaluate",): "--ckpt=PATH of a ticket is required",

@@ -15,7 +15,7 @@ from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.data import classes as lists
 from giung2_ext.data import preparation
 from giung2_ext.data.formats import arrays, folders, tfds_folders
-from giung2_ext.data.source import Records, Source
+from giung2_ext.data.source import Missing, Records, Source
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -58,7 +58,7 @@ def find(wanted: Wanted, root: str | None, form: str = "auto") -> Found | None:
 def need(wanted: Wanted, root: str | None, form: str = "auto") -> Found:
     found = find(wanted, root, form)
     if found is None:
-        raise Refusal(missing(wanted, root))
+        raise Missing(missing(wanted, root))
     return found
 
 
