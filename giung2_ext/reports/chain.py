@@ -1,6 +1,7 @@
 """Reads a chain's folders and writes its report: tables, figures, and a page with both."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from giung2_ext.reports import figures, tables
 from giung2_ext.storage import paths, predictions, records, tickets
 
 REPORT = "report"
+FAMILY = re.compile(r"imagenet[^:]*")  # a colon names another split
 
 
 class Point(NamedTuple):
@@ -52,10 +54,10 @@ def read_chain(folder: epath.Path) -> list[Point]:
 
 
 def read_judged(folder: epath.Path, digest: str) -> dict[str, dict[str, Any]]:
-    """Of several pipelines the one whose arrays or transform most of a chain's numbers have: timm's."""
+    """On sets of ImageNet's family; of several pipelines not `tf`, which is that of `test %`."""
     found = predictions.all_scores(predictions.folder_in(folder, digest))
     found.sort(key=lambda scores: scores["pipeline"] != "tf")
-    return {scores["dataset"]: scores for scores in found if ":" not in scores["dataset"]}
+    return {scores["dataset"]: scores for scores in found if FAMILY.fullmatch(scores["dataset"])}
 
 
 def read_masks(points: list[Point]) -> dict[tuple[int, int], Any]:
