@@ -1,12 +1,14 @@
 """Small real things to train: a network, data, masks, and a bench that steps any method by hand."""
 
 import importlib.util
+import os
 import pathlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import giung2_ext.methods
 import giung2_ext.models
@@ -18,6 +20,8 @@ from giung2_ext.training.optimizers import make_optimizer
 from giung2_ext.training.step import make_step
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
+SHARED = pathlib.Path(os.environ.get("GIUNG2_EXT_DATA", REPOSITORY.parent / "shared/data"))
+"""Where real data is, if it is"""
 IMAGE = (8, 8, 1)
 CLASSES = 5
 SMALL = {
@@ -172,3 +176,11 @@ def script_module(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def sample_jpegs():
+    """Real JPEGs of ImageNet, as bytes; a test that wants them is skipped where they are not."""
+    files = sorted((SHARED / "imagenet-sample").glob("*/*.JPEG"))
+    if not files:
+        pytest.skip(f"no imagenet-sample in {SHARED}; name its folder with GIUNG2_EXT_DATA (2026-11-21)")
+    return [file.read_bytes() for file in files]

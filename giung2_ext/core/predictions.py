@@ -1,4 +1,4 @@
-"""What is kept of a network's answer to each example: enough for every score, in 30 bytes.
+"""What is kept of a network's answer to each example: enough for every score, in a few bytes.
 
 Among `classes` alone, logits of all others count as minus infinity: the answer is the most probable of
 those classes and probabilities are renormalised over them.

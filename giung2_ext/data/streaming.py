@@ -194,8 +194,7 @@ def host_batches(
 ) -> Iterator[Batch]:
     """A process's share of the batches from step `start` on, the next ones decoded meanwhile.
 
-    More than two threads a core only take turns (measured: 1,402 images a second with 4 on 2 cores, 1,070
-    with 32).
+    More than two threads a core only take turns.
     """
     share, threads = len(rows.rows), min(threads, 2 * cores())
     size = max(n for n in range(1, CHUNK + 1) if share % n == 0)

@@ -33,7 +33,7 @@ KINDS = {"model": "model", "data": "data source", "method": "method"}  # in mess
 SUPPLIED = {
     "model": ("num_classes", "dtype"),
     "data": ("root", "splits"),
-}  # what the suite itself passes to a build
+}  # by the suite, to a build
 
 
 def default_config() -> Config:

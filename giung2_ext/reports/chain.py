@@ -94,13 +94,13 @@ def shift_notes(points: list[Point]) -> list[str]:
     """What the columns of the shifts are: examples, pipeline, and among which classes."""
     own = [p for p in points if p.arm == ""]
     lines = []
-    for name in dict.fromkeys(name for p in own for name in p.judged):
+    for name in tables.judged_sets(own):
         column = tables.SHIFTS.get(name, name)
         judged = [p for p in own if name in p.judged]
         last = max(judged, key=lambda p: (p.cycle, -p.trial))
         scores = last.judged[name]
-        kind, found = next(iter(scores["scores"].items()))
-        low, high = (100 * v for v in found["top1"][1:])
+        kind = next(iter(scores["scores"]))
+        low, high = (100 * v for v in tables.usual_top1(scores)[1:])
         trial = f" of trial {last.trial}" if len({p.trial for p in own}) > 1 else ""
         lines.append(
             f"{column}: top-1 of {paths.BEST} on {name}, {scores['seen']:,} examples, among {kind} "

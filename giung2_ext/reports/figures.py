@@ -9,7 +9,7 @@ from etils import epath
 
 from giung2_ext.core import masks as masking
 from giung2_ext.core import trees
-from giung2_ext.reports.tables import SHIFTS
+from giung2_ext.reports.tables import SHIFTS, judged_sets, usual_top1
 
 STYLES = (
     ("o", "-", "#1b4f8f"),
@@ -168,15 +168,13 @@ def draw_shifts(figure: Any, points: Sequence[Any]) -> None:
     """Top-1 on ImageNet and its shifts; bars are the sets' 95% intervals, or deviations over trials."""
     own = [p for p in points if p.arm == ""]
     trials = len({p.trial for p in own})
-    names = [n for n in SHIFTS if any(n in p.judged for p in own)]
-    names += sorted({n for p in own for n in p.judged} - set(SHIFTS))
     axes = figure.subplots()
-    for (marker, line, colour), name in zip(itertools.cycle(STYLES), names):
+    for (marker, line, colour), name in zip(itertools.cycle(STYLES), judged_sets(own)):
         there = [p for p in own if name in p.judged]
         density, mean, below, above = [], [], [], []
         for cycle in sorted({p.cycle for p in there}):
             here = [p for p in there if p.cycle == cycle]
-            scores = np.array([next(iter(p.judged[name]["scores"].values()))["top1"] for p in here]) * 100
+            scores = 100 * np.array([usual_top1(p.judged[name]) for p in here])
             density.append(here[0].density)
             mean.append(scores[:, 0].mean())
             spread = [scores[:, 0].std(ddof=1)] * 2 if len(here) > 1 else np.abs(scores[0, 1:] - mean[-1])

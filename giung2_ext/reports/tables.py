@@ -66,8 +66,7 @@ SHIFTS = {  # the columns of the original suite's table
 def shift_table(points: Sequence[Any]) -> Table:
     """Top-1 of each cycle's best ticket on ImageNet and its shifts; no rows where nothing was judged."""
     own = [p for p in points if p.arm == "" and p.judged]
-    columns = [name for name in SHIFTS if any(name in p.judged for p in own)]
-    columns += sorted({name for p in own for name in p.judged} - set(SHIFTS))
+    columns = judged_sets(own)
     header = ["Cycle", "# Params (Conv)", *(f"{SHIFTS.get(name, name)} %" for name in columns)]
     rows = [header + ["GFLOPs", "density of all"]]
     for cycle in sorted({p.cycle for p in own}):
@@ -78,15 +77,21 @@ def shift_table(points: Sequence[Any]) -> Table:
         flops = result["flops"]["all_kept"] / 1e9 if "flops" in result else float("nan")
         rows.append(
             [f"{cycle:03d}", f"{result['kept']:,}"]
-            + [spread([100 * first_score(scores) for scores in found]) for found in judged]
+            + [spread([100 * usual_top1(scores)[0] for scores in found]) for found in judged]
             + [f"{flops:.3g}", f"{weights.all_kept / weights.all:.4f}"]
         )
     return rows
 
 
-def first_score(judged: dict[str, Any]) -> float:
-    """Top-1 as it is usually reported: among the classes of the set."""
-    return next(iter(judged["scores"].values()))["top1"][0]
+def judged_sets(points: Sequence[Any]) -> list[str]:
+    """The sets that any of them was judged on, those of the original table first."""
+    names = {name for p in points for name in p.judged}
+    return [name for name in SHIFTS if name in names] + sorted(names - set(SHIFTS))
+
+
+def usual_top1(judged: dict[str, Any]) -> list[float]:
+    """Top-1 and the ends of its interval, as it is usually reported: among the classes of the set."""
+    return next(iter(judged["scores"].values()))["top1"]
 
 
 def runs_table(points: Sequence[Any]) -> Table:

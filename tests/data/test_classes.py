@@ -1,15 +1,12 @@
 """A wnid's label is its place in the sorted list; ImageNet-A and -R are 200 of the same labels."""
 
-import os
-import pathlib
-
 import pytest
-from fakes import REPOSITORY
+from fakes import SHARED
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.data import classes
 
-META = pathlib.Path(os.environ.get("GIUNG2_EXT_DATA", REPOSITORY.parent / "shared/data")) / "imagenet-meta"
+META = SHARED / "imagenet-meta"
 
 
 def test_labels_are_places_in_the_sorted_wnids():

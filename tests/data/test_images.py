@@ -2,8 +2,6 @@
 
 import functools
 import io
-import os
-import pathlib
 import struct
 import sys
 import threading
@@ -13,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 import simplejpeg
-from fakes import REPOSITORY
+from fakes import sample_jpegs
 from PIL import Image
 
 from giung2_ext.data.images import Undecodable, decode, size_of
@@ -42,14 +40,6 @@ def shown_by_pillow(data):
             return np.array(image.convert("RGB"))
     except OSError:
         return None
-
-
-def samples():
-    folder = pathlib.Path(os.environ.get("GIUNG2_EXT_DATA", REPOSITORY.parent / "shared/data"))
-    files = sorted((folder / "imagenet-sample").glob("*/*.JPEG"))
-    if not files:
-        pytest.skip(f"no imagenet-sample in {folder}; name its folder with GIUNG2_EXT_DATA (2026-11-21)")
-    return [file.read_bytes() for file in files]
 
 
 def ycck(pixels):
@@ -123,7 +113,7 @@ def test_files_look_like_the_picture_they_were_made_of(kind):
 
 
 def test_real_files_decode_to_the_very_pixels_of_pillow():
-    for data in samples():
+    for data in sample_jpegs():
         assert np.array_equal(decode(data), shown_by_pillow(data))  # max error 0
 
 

@@ -2,13 +2,12 @@
 
 import collections
 import os
-import pathlib
 import pickle
 import re
 
 import numpy as np
 import pytest
-from fakes import REPOSITORY
+from fakes import SHARED
 
 import giung2_ext.data.sources
 from giung2_ext.core import discovery
@@ -287,10 +286,9 @@ def test_a_batch_of_objects_brings_none_in(cifar10_files, tmp_path):
 
 
 def real_cifar10():
-    folder = pathlib.Path(os.environ.get("GIUNG2_EXT_DATA", REPOSITORY.parent / "shared/data"))
-    if not any(path.exists() for path in (folder / "test_batch", folder / "cifar-10-batches-py")):
-        pytest.skip(f"no CIFAR-10 in {folder}; name its folder with GIUNG2_EXT_DATA (2026-11-21)")
-    return os.fspath(folder)
+    if not any(path.exists() for path in (SHARED / "test_batch", SHARED / "cifar-10-batches-py")):
+        pytest.skip(f"no CIFAR-10 in {SHARED}; name its folder with GIUNG2_EXT_DATA (2026-11-21)")
+    return os.fspath(SHARED)
 
 
 def test_the_published_cifar10_has_its_published_splits_classes_mean_and_deviation():

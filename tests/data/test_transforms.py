@@ -4,15 +4,13 @@ Golden numbers: tests/golden/make_transforms.py.
 """
 
 import collections
-import os
-import pathlib
 import threading
 
 import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from fakes import REPOSITORY
+from fakes import REPOSITORY, sample_jpegs
 from PIL import Image
 
 from giung2_ext.core.errors import Refusal
@@ -30,14 +28,6 @@ from giung2_ext.data.transforms import (
 
 GOLDEN = dict(np.load(REPOSITORY / "tests/golden/transforms.npz"))
 PHOTO, PIXELS = GOLDEN["photo"].tobytes(), GOLDEN["pixels"]  # a JPEG of 120x160, decoded by TensorFlow
-
-
-def samples():
-    folder = pathlib.Path(os.environ.get("GIUNG2_EXT_DATA", REPOSITORY.parent / "shared/data"))
-    files = sorted((folder / "imagenet-sample").glob("*/*.JPEG"))
-    if not files:
-        pytest.skip(f"no imagenet-sample in {folder}; name its folder with GIUNG2_EXT_DATA (2026-11-21)")
-    return [file.read_bytes() for file in files]
 
 
 def large(height=1200, width=1600):
@@ -189,7 +179,7 @@ def test_a_jpeg_decoded_to_less_shows_the_same_region(box):
 
 def test_crops_of_real_files_decoded_to_less_are_near_the_whole_ones():
     draw, errors = np.random.default_rng(0), []
-    for data in samples():
+    for data in sample_jpegs():
         full = images.size_of(data)
         box = crop_box(draw, *full)
         cut, whole = cut_out(data, full, box, 64), cut_out(data, full, box, 10**6)
@@ -270,7 +260,7 @@ def test_timm_s_pipeline_is_pillow_s_resize_and_the_centre(shape, resized, corne
 
 
 def test_timm_s_pipeline_of_real_files_is_all_pillow():
-    for data in samples()[::5]:
+    for data in sample_jpegs()[::5]:
         assert np.array_equal(evaluate_timm(data, 96), evaluate_timm(images.decode(data), 96))
         pixels = images.decode(data)
         scale = 109 / min(pixels.shape[:2])  # 96 / 0.875, rounded down
