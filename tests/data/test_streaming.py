@@ -148,7 +148,7 @@ def test_a_damaged_image_is_named_and_replaced_by_the_next_record(records):
 def group(tmp_path, signals):
     """A process group that streams with two workers, signalled as a terminal signals it; what it leaves."""
     code = f"""
-import sys, time
+import signal, sys, time
 sys.path.insert(0, {str(REPOSITORY / "tests")!r})
 from fakes import script_module
 from giung2_ext.data import streaming
@@ -157,6 +157,7 @@ from giung2_ext.data.formats import folders
 if __name__ == "__main__":
     records = folders.read({str(tmp_path / "images")!r})
     rows = streaming.Training(records, streaming.Recipe(16, "tf"), 8, range(8), 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     batches = streaming.host_batches(rows, threads=2, processes=2)
     next(batches)
     try:
