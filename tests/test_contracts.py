@@ -1,6 +1,7 @@
 """Laws that every method, model and source found in the package must keep, whoever wrote it."""
 
 import functools
+import io
 import pickle
 
 import jax
@@ -21,6 +22,7 @@ from fakes import (
     script_module,
     shapes_of,
 )
+from PIL import Image
 
 import giung2_ext.data.sources
 import giung2_ext.methods
@@ -211,11 +213,30 @@ def imagenet_tree(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def small_tree(tmp_path_factory):
+    """The small sets as TFDS folders have them, smaller still."""
+    root = epath.Path(tmp_path_factory.mktemp("small"))
+    for name, side in (("mnist", 28), ("fashion_mnist", 28), ("cifar100", 32)):
+        folder, picture = root / name / "3.0.1", io.BytesIO()
+        folder.mkdir(parents=True)
+        Image.new("L", (side, side), 9).save(picture, "PNG")
+        for split, size in (("train", 30), ("test", 10)):
+            records = [make_example({"image": picture.getvalue(), "label": i % 10}) for i in range(size)]
+            shards.write(shards.place(folder, name, split, 0, 1), size, records)
+        shards.finish(folder, name, None, {"train": [30], "test": [10]}, "")
+        (folder / "features.json").unlink()  # it would tell of other features than these
+    return root
+
+
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_source_has_its_splits_in_the_stored_types(name, image_arrays, cifar10_files, imagenet_tree):
+def test_a_source_has_its_splits_in_the_stored_types(
+    name, image_arrays, cifar10_files, imagenet_tree, small_tree
+):
     options = {
         "arrays": dict(root=str(image_arrays), num_classes=3, holdout=20),
         "cifar10": dict(root=str(cifar10_files), holdout=20),
+        **{key: dict(root=str(small_tree), holdout=20) for key in ("mnist", "fashion_mnist", "cifar100")},
         "imagenet2012": dict(root=str(imagenet_tree), holdout=20),
         "imagenet_c": dict(root=str(imagenet_tree), variant="fog_1"),
     }.get(name, dict(root=str(imagenet_tree)) if name.startswith("imagenet") else {})

@@ -1,5 +1,7 @@
 """Where the kept weights go: one global budget, or a count for every leaf.
 
+Frankle & Carbin 2019 (https://arxiv.org/abs/1803.03635) prune every layer by itself, at its kind's rate.
+
 ERK (Evci et al. 2020, https://arxiv.org/abs/1911.11134, after Mocanu et al. 2018) scales a leaf's
 density with (sum of its axes) / (product of its axes), leaves that would exceed 1 becoming dense.
 Counts are computed on the host in exact integers and sum to the budget to the last weight.
@@ -12,19 +14,65 @@ from typing import Any
 import jax
 import numpy as np
 
+from giung2_ext.core import masks as masking
 from giung2_ext.core import trees
 from giung2_ext.core.errors import Refusal, unknown
 
 Tree = Any
+ROUNDINGS = ("floor", "nearest", "cutoff")
 
 
-def keep_count(ratio: float, alive: int, name: str = "pruning_ratio") -> int:
-    """floor(ratio * alive), exactly, with `ratio` read as the decimal number that was typed."""
+def keep_count(
+    ratio: float, alive: int, name: str = "pruning_ratio", rounding: str = "floor", rounds: int = 1
+) -> int:
+    """How many of `alive` weights `rounds` prunings keep, with `ratio` read as the decimal that was typed.
+
+    `floor` keeps floor(ratio * alive); `nearest` removes round((1 - ratio) * alive), halves to even, as
+    PyTorch's pruning does; `cutoff` one more: that of code which removes the weight of this rank too.
+    """
     check_fraction(ratio, name)
-    count = floor(Fraction(repr(float(ratio))) * alive)
-    if count < 1:
+    if rounding not in ROUNDINGS:
+        raise unknown("rounding of counts", rounding, ROUNDINGS)
+    kept, exact = alive, Fraction(repr(float(ratio)))
+    for _ in range(rounds if ratio < 1 else 0):
+        if rounding == "floor":
+            kept = floor(exact * kept)
+        else:
+            kept -= round((1 - exact) * kept) + (rounding == "cutoff")
+    if kept < 1:
         raise Refusal(f"{name}={ratio:g} of {alive:,} weights keeps none")
-    return count
+    return kept
+
+
+def read_ratios(text: str, name: str = "layer_ratios") -> dict[str, float]:
+    """{kind of layer: kept fraction} of `conv:0.9,dense:0.8,cls:0.9`."""
+    ratios: dict[str, float] = {}
+    for part in text.split(","):
+        kind, _, number = part.strip().partition(":")
+        try:
+            ratio = float(number)
+        except ValueError:
+            ratio = 0.0
+        if kind not in masking.KINDS or kind in ratios or not 0 < ratio <= 1:
+            raise Refusal(
+                f"{name}={text!r}: write the kept fraction in (0, 1] of each kind of layer, such as "
+                f"conv:0.9,dense:0.8,cls:0.9; kinds: {', '.join(masking.KINDS)}"
+            )
+        ratios[kind] = ratio
+    return ratios
+
+
+def pruned_counts(masks: Tree, alive: Tree, text: str, rounding: str = "floor", rounds: int = 1) -> Tree:
+    """What `rounds` prunings keep of every layer by itself, by the ratio of its kind (int32 scalars)."""
+    ratios, kinds = read_ratios(text), masking.kinds(masks)
+    missing = {kind for kind in trees.present(kinds) if kind not in ratios}
+    if missing:
+        raise Refusal(f"layer_ratios={text!r} says nothing of {', '.join(sorted(missing))}")
+
+    def count(kind: str, left: Any) -> np.int32:
+        return np.int32(keep_count(ratios[kind], int(left), f"layer_ratios, {kind}", rounding, rounds))
+
+    return trees.map_present(count, kinds, alive)
 
 
 def keep_count_legacy(ratio: float, alive: int, free: int) -> int:

@@ -27,6 +27,11 @@ def prune_magnitude(params: Tree, masks: Tree, keep: Array | int) -> Tree:
     return select.top_k(magnitude(params, masks), keep, among=masks)
 
 
+def prune_magnitude_each(params: Tree, masks: Tree, counts: Tree) -> Tree:
+    """The survivors of largest magnitude of every leaf by itself, as many as `counts` says."""
+    return select.top_k_each(magnitude(params, masks), counts, among=masks)
+
+
 def prune_magnitude_legacy(params: Tree, masks: Tree, keep: Array | int) -> Tree:
     """The original ImageNet suite's rule: scores (|w| + 1) - 1, and every tie at the threshold stays.
 

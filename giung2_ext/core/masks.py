@@ -37,6 +37,20 @@ def dense(params: Tree, prunable: str) -> Tree:
     return jax.tree_util.tree_map_with_path(mask, params)
 
 
+KINDS = ("conv", "dense", "cls")
+
+
+def kinds(masks: Tree) -> Tree:
+    """What sort of layer every prunable leaf is: the classifier, a convolution, or another matrix."""
+
+    def kind(keys: Any, mask: Any) -> str:
+        if "cls" in trees.path_name(keys).split("/"):
+            return "cls"
+        return "conv" if mask.ndim == 4 else "dense"
+
+    return jax.tree_util.tree_map_with_path(kind, masks)
+
+
 def apply(masks: Tree, params: Tree) -> Tree:
     """`where(mask, w, 0)`: never a product, so a pruned infinity does not become NaN."""
     return jax.tree.map(

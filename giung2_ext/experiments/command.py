@@ -12,8 +12,8 @@ import jax
 
 from giung2_ext.core.errors import Failure, Refusal, Stopped
 from giung2_ext.experiments import flags
+from giung2_ext.experiments.bounds import check_config
 from giung2_ext.experiments.config import Config
-from giung2_ext.experiments.setup import check_config
 from giung2_ext.storage.checkpoints import CANNOT_WRITE
 from giung2_ext.training import processes, signals
 

@@ -68,6 +68,10 @@ def default_config() -> Config:
     c.start.matching_ckpt = config_dict.placeholder(str)  # the weights to start from
     c.start.previous_ckpt = config_dict.placeholder(str)  # the weights to rank, the mask to shrink
     c.start.pruning_ratio = 1.0  # fraction of the survivors kept; 1 selects nothing
+    c.start.layer_ratios = ""  # kept fractions of each layer by itself: "conv:0.9,dense:0.8,cls:0.9"
+    c.start.rounding = "floor"  # floor | nearest | cutoff: how a count of survivors is rounded
+    c.start.rounds = 1  # how often the ratio is applied before the weights are ranked, once
+    c.start.ablation = "none"  # none | signs | shuffle: weights' signs alone, or shuffled masks
     c.start.legacy_scores = False  # rank as the original suite did: quantised, ties kept
     c.start.batch_stats = "reset"  # reset | rewind (take those of matching_ckpt)
 
@@ -80,7 +84,9 @@ def default_config() -> Config:
     c.evaluation = Config()
     c.evaluation.every = 1000  # steps; the last step is evaluated too
     c.evaluation.batch_size = 512
-    c.evaluation.select_on = "holdout"  # the split that best_acc.ckpt is chosen on; test: the original rule
+    c.evaluation.select_on = "holdout"  # the split that the best ticket is chosen on; test: as published
+    c.evaluation.select_by = "accuracy"  # accuracy: best_acc.ckpt | loss: best_loss.ckpt, early stopping
+    c.evaluation.test_every = 0  # steps between measurements on test; 0: only at the start and at the end
 
     c.tickets = Config()
     c.tickets.periodic = False  # iter_NNNNNN.ckpt at step 0, every `every` steps and the last
@@ -90,8 +96,12 @@ def default_config() -> Config:
     c.chain.rewind_ni = 16000  # steps at a constant rate to the rewind point
     c.chain.cycles = 18  # pruned cycles after the dense one
     c.chain.pruning_ratio = 0.8
+    c.chain.layer_ratios = ""  # instead: see start.layer_ratios; pruning_ratio is 1 then
+    c.chain.prune_from = "best"  # best | last: the ticket of a cycle whose weights are ranked
     c.chain.trials = 1
-    c.chain.arms = ()  # controls with the same masks: "reinit"
+    c.chain.arms = ()  # controls: reinit random shuffle signs one_shot no_rewind finetune late sibling
+    c.chain.late_ni = 0  # the step that `late` rewinds to
+    c.chain.finetune_lr = config_dict.placeholder(float)  # the constant rate of `finetune`
 
     c.judge = Config()  # how finished tickets are judged: part of no recipe
     c.judge.datasets = "auto"  # comma-separated, or none; auto: of a network for ImageNet, what is there of
@@ -114,6 +124,7 @@ def default_config() -> Config:
     c.placement.lost_after = 30  # seconds without a heartbeat until a process is given up, and the job
     c.placement.stalled_after = 1800.0  # seconds without progress of such a job; 0: wait for ever
     c.placement.population = "auto"  # auto | map | vmap
+    c.placement.members = "auto"  # most trials and arms that train side by side; auto: as many as fit
     c.placement.tensorboard = False  # event files too; needs the extra of that name
     return c.lock()
 

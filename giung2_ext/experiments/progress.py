@@ -54,17 +54,18 @@ def density_text(result: dict[str, Any]) -> str:
 def summary(result: dict[str, Any], folder: epath.Path) -> str:
     """What was kept, how good it is and on what, what it costs, where it is."""
     select, best, last = result["selected_on"], result["scores"]["best"], result["scores"]["last"]
+    by = result.get("selected_by", "accuracy")
     weights = accounting.totals_of(result["prunable"], result["kept"], result["parameters"])
     flops = [accounting.describe_flops(accounting.Totals(**result["flops"]))] if "flops" in result else []
     return "\n".join(
         [
             accounting.describe_weights(weights),
             *flops,
-            f"best at step {result['best_step']:,} (chosen on {select}: "
+            f"best at step {result['best_step']:,} (chosen by {by} on {select}: "
             f"{percent([best[select]['accuracy']])}): test {percent([best['test']['accuracy']])}; "
             f"last: {select} {percent([last[select]['accuracy']])}, "
             f"test {percent([last['test']['accuracy']])}",
-            f"tickets: {folder / paths.BEST}, {folder / paths.LAST}",
+            f"tickets: {folder / paths.best(by)}, {folder / paths.LAST}",
         ]
     )
 

@@ -6,7 +6,6 @@ and nothing is compiled twice.
 
 import functools
 import json
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,14 +18,14 @@ import giung2_ext.methods
 import giung2_ext.models
 from giung2_ext.core import accounting, discovery, schedules
 from giung2_ext.core import masks as masking
-from giung2_ext.core.errors import Refusal, unknown
+from giung2_ext.core.errors import Refusal
 from giung2_ext.core.method import Method
 from giung2_ext.data.source import Source
+from giung2_ext.experiments.bounds import PRECISIONS, check_config
 from giung2_ext.experiments.config import Config, options_of
 from giung2_ext.experiments.feeding import Data, load_source, make_data
 from giung2_ext.training import accumulation
 from giung2_ext.training import step as steps
-from giung2_ext.training.hooks import SaveEvery
 from giung2_ext.training.optimizers import make_optimizer
 from giung2_ext.training.population import Population
 from giung2_ext.training.processes import agree
@@ -50,9 +49,8 @@ class Setup(NamedTuple):
     uses: accounting.Uses  # how often an image uses each of them, for FLOPs
     data: Data
     select_on: str  # the split that checkpoints are chosen on, as the source calls it
-
-
-PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+    need: Callable[[], float]
+    """The most bytes that its programs need on one device"""
 
 
 def build_model(name: str, num_classes: int, precision: str, options: dict[str, Any]) -> nn.Module:
@@ -91,64 +89,6 @@ def count_uses(model: nn.Module, image_shape: Sequence[int]) -> tuple[Tree, Tree
 
 
 FITS = 0.92  # of a device's memory; evaluation and fragments have the rest
-
-POSITIVE = (
-    *("feed.batch_size", "evaluation.every", "evaluation.batch_size", "judge.batch_size", "tickets.every"),
-    *("placement.num_workers", "placement.prefetch_factor", "placement.log_every", "placement.keep_states"),
-    "chain.trials",
-)
-NOT_NEGATIVE = (
-    *("optim.ni", "chain.rewind_ni", "chain.cycles", "feed.randaugment", "placement.worker_processes"),
-)
-BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "optim.lr": (lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
-    "optim.momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "optim.weight_decay": (lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
-    "optim.label_smoothing": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "optim.global_clipping": (lambda v: 0 < v < math.inf, "above 0"),
-    "optim.ema": (lambda v: 0 < v < 1, "in (0, 1)"),
-    "feed.magnitude": (lambda v: 0 <= v <= 10, "in 0..10"),
-    "placement.joined_within": (lambda v: v >= 1, "at least 1"),
-    "placement.lost_after": (lambda v: v >= 1, "at least 1"),
-    "placement.stalled_after": (lambda v: v >= 0, "at least 0"),
-}
-
-
-def check_config(config: Config) -> None:
-    """Values that only make sense within bounds; a refusal names the field."""
-    for field in POSITIVE:
-        section, key = field.split(".")
-        if config[section][key] < 1:
-            raise Refusal(f"config.{field} must be at least 1, got {config[section][key]}")
-    for field in NOT_NEGATIVE:
-        section, key = field.split(".")
-        if config[section][key] < 0:
-            raise Refusal(f"config.{field} must not be negative, got {config[section][key]}")
-    for field, (test, wanted) in BOUNDS.items():
-        section, key = field.split(".")
-        value = config[section][key]
-        if value is not None and not test(value):
-            raise Refusal(f"config.{field} must be {wanted}, got {value:g}")
-    if config.seed is not None and not 0 <= config.seed < 2**32:
-        raise Refusal(f"seed must be in 0..2**32 - 1, got {config.seed}")
-    group = options_of(config, "model").get("group_size", 0)
-    if group < 0:
-        raise Refusal(f"config.model.group_size must be at least 0 (0: the whole batch), got {group}")
-    if group and config.feed.batch_size % group:
-        raise Refusal(
-            f"batch_size {config.feed.batch_size} does not divide into BatchNorm groups of {group} "
-            "(config.model.group_size; 0 is the whole batch)"
-        )
-    if not 0 <= config.feed.mixup < math.inf or (config.feed.mixup and config.feed.batch_size % 2):
-        raise Refusal(
-            "config.feed.mixup (alpha, 0: none) must be a finite number, at least 0, and mixes pairs of an "
-            f"even batch; got {config.feed.mixup:g} with a batch_size of {config.feed.batch_size}"
-        )
-    if config.evaluation.select_on == "train":
-        raise Refusal("config.evaluation.select_on must be a split that is not trained on")
-    SaveEvery.read(config.placement.save_every)
-    if config.precision is not None and config.precision not in PRECISIONS:
-        raise unknown("value of config.precision", config.precision, PRECISIONS)
 
 
 def rate_of(config: Config) -> schedules.Schedule:
@@ -206,9 +146,16 @@ def check_cut(config: Config, devices: int) -> int:
     return int(text)
 
 
-def make_setup(config: Config, members: int, together: bool = False) -> Setup:
+def make_setup(
+    config: Config, members: int, together: bool = False, kept: dict[Any, Any] | None = None
+) -> Setup:
+    """`kept` are sources and placed data of setups made before, to be shared."""
     check_config(config)
-    source = load_source(config)
+    kept = {} if kept is None else kept
+    origin = json.dumps([config.data.to_dict(), config.placement.data_root])
+    if origin not in kept:
+        kept[origin] = load_source(config)
+    source = kept[origin]
     options = options_of(config, "model")
     model = build_model(config.model.name, source.num_classes, config.precision, options)
     judge = build_model(config.model.name, source.num_classes, judged_in(config.precision), options)
@@ -226,7 +173,11 @@ def make_setup(config: Config, members: int, together: bool = False) -> Setup:
         return layout.owned(state)
 
     select_on = source.canonical(config.evaluation.select_on)
-    data = make_data(config, source, population, list(dict.fromkeys((select_on, "test"))))
+    cut = json.dumps([config.feed.to_dict(), config.evaluation.to_dict(), config.placement.to_dict()])
+    place = (origin, cut, population.mesh, population.solo)
+    if place not in kept:
+        kept[place] = make_data(config, source, population, list(dict.fromkeys((select_on, "test"))))
+    data = kept[place]
 
     @functools.cache
     def program_of(micro_batches: int) -> Program:
@@ -270,7 +221,16 @@ def make_setup(config: Config, members: int, together: bool = False) -> Setup:
         uses=uses,
         data=data,
         select_on=select_on,
+        need=lambda: need(micro_batches),
     )
+
+
+def shape_of(config: Config) -> str:
+    """What runs have in common that can train in one program."""
+    plain = config.to_dict()
+    for key in ("seed", "start", "chain", "judge"):
+        del plain[key]
+    return json.dumps(plain, sort_keys=True)
 
 
 class Setups:
@@ -278,13 +238,32 @@ class Setups:
 
     def __init__(self, together: bool = False) -> None:
         self.together = together
-        self._made: dict[str, Setup] = {}
+        self._made: dict[tuple[str, int], Setup] = {}
+        self._most: dict[tuple[str, int], int] = {}
+        self._data: dict[Any, Any] = {}
 
     def get(self, config: Config, members: int) -> Setup:
-        plain = config.to_dict()
-        for key in ("seed", "start", "chain", "judge"):
-            del plain[key]
-        key = json.dumps([plain, members], sort_keys=True)
+        key = (shape_of(config), members)
         if key not in self._made:
-            self._made[key] = make_setup(config, members, self.together)
+            self._made[key] = make_setup(config, members, self.together, self._data)
         return self._made[key]
+
+    def most(self, config: Config, members: int) -> int:
+        """How many of so many runs of one shape train side by side: as many as fit, in equal parts."""
+        if not self.together:
+            return 1
+        if not config.optim.ni:
+            return members
+        if config.placement.members != "auto":
+            return min(members, int(config.placement.members))
+        key = (shape_of(config), members)
+        if key not in self._most:
+            limit, parts = FITS * agree(accumulation.device_memory), 1
+            while (size := -(-members // parts)) > 1:
+                need = self.get(config, size).need()
+                if agree(lambda need=need: need) <= limit:
+                    break
+                del self._made[shape_of(config), size]
+                parts += parts
+            self._most[key] = size
+        return self._most[key]

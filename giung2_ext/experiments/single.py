@@ -16,6 +16,7 @@ from etils import epath
 
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Failure, Refusal
+from giung2_ext.experiments.bounds import check_config
 from giung2_ext.experiments.config import Config, recipe, with_defaults
 from giung2_ext.experiments.evaluate import datasets_of, judge_best
 from giung2_ext.experiments.feeding import is_streamed
@@ -25,7 +26,6 @@ from giung2_ext.experiments.recover import recover
 from giung2_ext.experiments.setup import (
     Setup,
     Setups,
-    check_config,
     check_placement,
     describe_devices,
     mixed_precision,
@@ -187,13 +187,15 @@ def _train_from(
         store,
         identity,
         lambda now, scores: progress.sign_of_life(scores_line(label, now, scores, progress.left())),
+        config.evaluation.select_by,
     )
     if found is not None:
         keeper.recall(found.step, found.notes, found.older, found.rows)
         progress.line(f"{label}: continuing from step {step:,}")
     periodic = config.tickets.every if config.tickets.periodic else None
     every = SaveEvery.read(where.save_every)
-    hooks = keeper.hooks(config.evaluation.every, periodic, every, where.log_every)
+    measured = config.evaluation
+    hooks = keeper.hooks(measured.every, periodic, every, where.log_every, measured.test_every)
 
     at = [step]
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from giung2_ext.core import allocate, criteria, select, trees
+from giung2_ext.core import ablations, allocate, criteria, select, trees
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.experiments.config import Config
@@ -27,8 +27,9 @@ from giung2_ext.training.state import State
 Tree = Any
 
 _prune, _prune_legacy = jax.jit(criteria.prune_magnitude), jax.jit(criteria.prune_magnitude_legacy)
+_prune_each = jax.jit(criteria.prune_magnitude_each)
 _top_k, _top_k_each = jax.jit(select.top_k), jax.jit(select.top_k_each)
-_magnitude = jax.jit(criteria.magnitude)
+_magnitude, _signs, _shuffle = map(jax.jit, (criteria.magnitude, ablations.signs, ablations.shuffle))
 
 
 @functools.lru_cache
@@ -45,13 +46,23 @@ def check_start(config: Config) -> None:
     allocate.check_fraction(config.masks.density, "config.masks.density")
     if start.previous_ckpt and not start.matching_ckpt:
         raise Refusal("--previous_ckpt without --matching_ckpt: name the checkpoint to rewind to")
-    if start.pruning_ratio < 1 and not start.previous_ckpt:
-        raise Refusal(
-            f"--pruning_ratio={start.pruning_ratio:g} without --previous_ckpt: "
-            "name the checkpoint whose weights are ranked"
-        )
-    if config.masks.criterion != "none" and start.pruning_ratio < 1:
-        raise Refusal("config.masks.criterion and --pruning_ratio below 1 both choose the mask")
+    prunes = [f"--pruning_ratio={start.pruning_ratio:g}"] if start.pruning_ratio < 1 else []
+    if start.layer_ratios:
+        allocate.read_ratios(start.layer_ratios, "config.start.layer_ratios")
+        prunes.append(f"config.start.layer_ratios={start.layer_ratios}")
+    if prunes and not start.previous_ckpt:
+        raise Refusal(f"{prunes[0]} without --previous_ckpt: name the checkpoint whose weights are ranked")
+    if len(prunes) > 1:
+        raise Refusal(f"{' and '.join(prunes)} both say how much is pruned: leave one of them out")
+    if start.rounds < 1:
+        raise Refusal(f"config.start.rounds must be at least 1, got {start.rounds}")
+    for field, known in (("rounding", allocate.ROUNDINGS), ("ablation", ablations.ABLATIONS)):
+        if start[field] not in known:
+            raise unknown(f"config.start.{field}", start[field], known)
+    if start.legacy_scores and (start.layer_ratios or start.rounding != "floor" or start.rounds > 1):
+        raise Refusal("config.start.legacy_scores is the original suite's global rule, once a cycle")
+    if config.masks.criterion != "none" and prunes:
+        raise Refusal(f"config.masks.criterion and {prunes[0]} both choose the mask")
     if config.masks.criterion == "none" and config.masks.density < 1:
         raise Refusal(
             f"config.masks.density={config.masks.density:g} needs a config.masks.criterion "
@@ -111,11 +122,26 @@ def _check_survivors(config: Config, wanted: int, alive: int) -> None:
 
 def _shrink(config: Config, put: Callable[[Tree], Tree], params: Tree, masks: Tree) -> Tree:
     """The survivors of one cycle: the largest of the previous ticket's weights, nested in its mask."""
-    ratio, alive = config.start.pruning_ratio, int(masking.kept(masks))
-    if config.start.legacy_scores:
+    start, how = config.start, (config.start.rounding, config.start.rounds)
+    if start.layer_ratios:
+        alive = jax.device_get(masking.counts(masks))
+        counts = allocate.pruned_counts(masks, alive, start.layer_ratios, *how)
+        return _prune_each(put(params), put(masks), counts)
+    ratio, alive = start.pruning_ratio, int(masking.kept(masks))
+    if start.legacy_scores:
         free = sum(leaf.size for leaf in jax.tree.leaves(params)) - masking.size(masks)
         return _prune_legacy(put(params), put(masks), allocate.keep_count_legacy(ratio, alive, free))
-    return _prune(put(params), put(masks), allocate.keep_count(ratio, alive))
+    return _prune(put(params), put(masks), allocate.keep_count(ratio, alive, "pruning_ratio", *how))
+
+
+def _ablate(config: Config, put: Callable[[Tree], Tree], params: Tree, masks: Tree) -> tuple[Tree, Tree]:
+    """What is left of the ticket where a part of it is to be taken away."""
+    if config.start.ablation == "signs":
+        return _signs(put(params), put(masks)), masks
+    if config.start.ablation == "shuffle":
+        key = jax.random.fold_in(states.seed_key(config.seed), states.CRITERION)
+        return params, _shuffle(key, put(masks))
+    return params, masks
 
 
 def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
@@ -144,12 +170,12 @@ def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
             previous = _read_fitting(start.previous_ckpt, params, masks)
             parents["previous"] = previous.digest
         params, masks = matching.params, previous.masks
-        if start.pruning_ratio < 1:
+        if start.pruning_ratio < 1 or start.layer_ratios:
             masks = _shrink(config, put, previous.params, masks)
         if start.batch_stats == "rewind":
             statistics = statistics | matching.statistics
         statistics = statistics | {"image_stats": matching.statistics["image_stats"]}
-    masks = _choose(config, put, params, masks)
+    params, masks = _ablate(config, put, params, _choose(config, put, params, masks))
     state = setup.begin(seed, *map(put, (params, masks, statistics)))
     if config.optim.ema is not None and jax.tree.structure(state.trainable) != jax.tree.structure(params):
         raise Refusal(f"config.optim.ema averages weights, and {config.method.name} trains scores")
@@ -157,6 +183,7 @@ def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
         "seed": config.seed,
         "parents": parents,
         "pruning_ratio": start.pruning_ratio,
+        "pruning": {k: start[k] for k in ("layer_ratios", "rounding", "rounds", "ablation")},
         "prunable_rule": config.masks.prunable,
         "masks": config.masks.to_dict(),
         "method": config.method.to_dict(),

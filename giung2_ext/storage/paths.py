@@ -18,11 +18,17 @@ from giung2_ext.core.errors import Refusal
 
 TICKETS, STATES, CHAIN_STATES, DAMAGED = "tickets", "states", "chain_states", "damaged"
 LAST, BEST = "last.ckpt", "best_acc.ckpt"
+BESTS = {"accuracy": BEST, "loss": "best_loss.ckpt"}
 POINTER = "giung2-ext-pointer:"
 
 
 def iteration(step: int) -> str:
     return f"iter_{step:06d}.ckpt"
+
+
+def best(by: str) -> str:
+    """The name of a run's best ticket, by what it was selected by: accuracy or loss."""
+    return BESTS[by]
 
 
 def cycle(index: int) -> str:

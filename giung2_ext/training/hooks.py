@@ -86,12 +86,13 @@ class Keeper:
         store: StateStore,
         identity: Any,
         on_scores: Callable[[int, list[Scores]], None],
+        select_by: str = "accuracy",
     ):
         self.members, self.program, self.population = members, program, population
-        self.splits, self.select_on = splits, select_on
+        self.splits, self.select_on, self.select_by = splits, select_on, select_by
         self.store, self.identity, self.on_scores = store, identity, on_scores
         self.start: list[Scores] = []
-        self.best: list[dict[str, Any]] = [dict(correct=-1, step=-1, digest="") for _ in members]
+        self.best: list[dict[str, Any]] = [dict(correct=-1, loss=0.0, step=-1, digest="") for _ in members]
         self.latest: list[Scores] = []
         self._train: Metrics | None = None
         self._seen: tuple[int, Any] = (-1, None)  # what was observed last, on the device
@@ -107,8 +108,11 @@ class Keeper:
         tickets_every: int | None,
         save_every: SaveEvery,
         log_every: int,
+        test_every: int = 0,
     ) -> list[Hook]:
         hooks = [Hook(evaluate_every, self.evaluate, at_start=True)]
+        if test_every:
+            hooks.append(Hook(test_every, self.test))
         if tickets_every is not None:
             hooks.append(Hook(tickets_every, self.keep_iteration, at_start=True))
         if save_every.steps:
@@ -161,6 +165,15 @@ class Keeper:
             self.start = scores
         self.on_scores(step, scores)
 
+    def test(self, step: int, state: State) -> None:
+        """Scores of the splits that nothing is selected on, for the record."""
+        others = {name: rows for name, rows in self.splits.items() if name != self.select_on}
+        weights, _, statistics = self._observe(step, state)
+        scores = measure(self.program, self.population, (weights, statistics), others)
+        for member, own in zip(self.members, scores, strict=True):
+            if member.log is not None:
+                member.log.write([{"step": step, "split": name, **v} for name, v in own.items()])
+
     def _train_scores(self, i: int) -> dict[str, float]:
         """Member i's training scores since the last evaluation; float16 steps that overflowed are told."""
         if self._train is None:
@@ -175,10 +188,14 @@ class Keeper:
         return scores | {"seen": seen}
 
     def _consider(self, i: int, step: int, state: State, scores: Scores) -> None:
-        hits = scores[self.select_on]["correct"]
-        if hits > self.best[i]["correct"]:
-            digest = self._keep(i, step, state, paths.BEST)
-            self.best[i] = {"correct": hits, "step": step, "digest": digest}
+        hits, loss = scores[self.select_on]["correct"], scores[self.select_on]["loss"]
+        best = self.best[i]
+        better = best["step"] < 0 or (
+            loss < best["loss"] if self.select_by == "loss" else hits > best["correct"]
+        )
+        if better:
+            digest = self._keep(i, step, state, paths.best(self.select_by))
+            self.best[i] = {"correct": hits, "loss": loss, "step": step, "digest": digest}
 
     def keep_iteration(self, step: int, state: State) -> None:
         for i in range(len(self.members)):
@@ -244,7 +261,7 @@ class Keeper:
         for member, best in zip(self.members, self.best, strict=True):
             if best["digest"] and processes.first():
                 place = tickets.place_of(member.folder, best["digest"])
-                tickets.name_ticket(member.folder, paths.BEST, place)
+                tickets.name_ticket(member.folder, paths.best(self.select_by), place)
         if notes["train"] is not None:
             stored = dict(zip(Metrics._fields, notes["train"], strict=False))
             none = [0] * len(notes["identity"])  # for a field that was not there when it was saved
@@ -262,7 +279,7 @@ class Keeper:
         last = [self._keep(i, step, state, paths.LAST) for i in range(len(self.members))]
         for i, best in enumerate(self.best):
             if best["step"] < 0:  # a run of no steps: its only state is the best
-                self._keep(i, step, state, paths.BEST)
+                self._keep(i, step, state, paths.best(self.select_by))
                 best.update(step=step, digest=last[i])
         weights, _, statistics = self._observe(step, state)
         at_last = measure(self.program, self.population, (weights, statistics), self.splits)
@@ -280,6 +297,7 @@ class Keeper:
                     "steps": step,
                     "seed": meta["seed"],
                     "selected_on": self.select_on,
+                    "selected_by": self.select_by,
                     "best_step": best["step"],
                     "scores": {"start": self.start[i], "best": at_best[i], "last": at_last[i]},
                     "tickets": {"best": best["digest"], "last": last[i]},
@@ -290,6 +308,7 @@ class Keeper:
         return results
 
     def _measure_best(self) -> list[Scores]:
-        best = [tickets.read_ticket(member.folder / paths.BEST) for member in self.members]
+        name = paths.best(self.select_by)
+        best = [tickets.read_ticket(member.folder / name) for member in self.members]
         network = self.population.place([(t.params, t.statistics) for t in best])
         return measure(self.program, self.population, network, self.splits)

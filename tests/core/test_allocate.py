@@ -82,3 +82,69 @@ def test_the_original_k_is_rounded_where_float32_has_even_integers_only():
     assert allocate.keep_count_legacy(0.8, 23454912, 2101120) == 20865050 - 2101120
     assert allocate.keep_count(0.8, 23454912) == 18763929
     assert allocate.keep_count_legacy(0.001, 100, free=7) == 1  # not none
+
+
+LENET_SHAPES = {"fc1": (784, 300), "fc2": (300, 100), "cls": (100, 10)}
+CONV2_SHAPES = {
+    "c1": (3, 3, 3, 64),
+    "c2": (3, 3, 64, 64),
+    "fc1": (14400, 256),
+    "fc2": (256, 256),
+    "cls": (256, 10),
+}
+# kept weights after 0, 1, 2, … prunings: of a public reproduction's results (both networks), and of the
+# original authors' rule, which removes one weight more of each layer
+LENET_COUNTS = (
+    "266200 213060 170538 136511 109282 87490 70051 56094 44923 35981 28823 23093 18506 14834 11893 "
+    "9537 7650 6139 4928 3958 3179 2556 2056 1655 1332 1074 866 700"
+)
+LENET_CUTOFF = (
+    "266200 213057 170532 136503 109272 87480 70040 56081 44909 35967 28809 23079 18490 14816 11874 "
+    "9518 7631 6119 4908 3938"
+)
+CONV2_COUNTS = (
+    "3793088 3038586 2434572 1950991 1563793 1253734 1005417 806520 647184 519519 417210 335204 "
+    "269455 216727 174429 140485 113235 91350 73766 59631 48261 39110 31738 25796 21002 17130 14000 "
+    "11466"
+)
+CHAINS = [
+    (LENET_SHAPES, "dense:0.8,cls:0.9", "nearest", LENET_COUNTS),
+    (LENET_SHAPES, "dense:0.8,cls:0.9", "cutoff", LENET_CUTOFF),
+    (CONV2_SHAPES, "conv:0.9,dense:0.8,cls:0.9", "nearest", CONV2_COUNTS),
+]
+
+
+@pytest.mark.parametrize(("shapes", "ratios", "rounding", "chain"), CHAINS)
+def test_the_published_chains_of_counts_come_out_exactly(shapes, ratios, rounding, chain):
+    chain = [int(count) for count in chain.split()]
+    masks = {name: {"kernel": np.ones(shape, bool)} for name, shape in shapes.items()}
+    alive = {name: {"kernel": np.prod(shape)} for name, shape in shapes.items()}
+    found = [sum(jax.tree.leaves(alive))]
+    at_once = [
+        sum(jax.tree.leaves(allocate.pruned_counts(masks, alive, ratios, rounding, rounds)))
+        for rounds in range(1, len(chain))
+    ]
+    for _ in chain[1:]:
+        alive = allocate.pruned_counts(masks, alive, ratios, rounding)
+        found.append(sum(jax.tree.leaves(alive)))
+    assert found == chain
+    assert at_once == chain[1:]
+
+
+def test_roundings_differ_where_they_say():
+    assert [allocate.keep_count(0.8, 9, "r", rounding) for rounding in allocate.ROUNDINGS] == [7, 7, 6]
+    assert [allocate.keep_count(0.9, 25, "r", rounding) for rounding in allocate.ROUNDINGS] == [22, 23, 22]
+    assert [allocate.keep_count(1.0, 25, "r", rounding, 3) for rounding in allocate.ROUNDINGS] == [25] * 3
+
+
+@pytest.mark.parametrize("text", ["dense", "dense:0", "dense:1.1", "dense:1,dense:1", "fc:1", "", "cls:x"])
+def test_ratios_that_say_nothing_are_refused(text):
+    with pytest.raises(Refusal, match="write the kept fraction"):
+        allocate.read_ratios(text)
+
+
+def test_every_kind_of_layer_needs_a_ratio():
+    masks = {"Conv_0": {"kernel": np.ones((3, 3, 1, 4), bool), "bias": None}}
+    masks["cls"] = {"kernel": np.ones((4, 2), bool)}
+    with pytest.raises(Refusal, match="says nothing of cls, conv"):
+        allocate.pruned_counts(masks, masks, "dense:0.8")

@@ -269,6 +269,31 @@ def test_each_member_of_a_population_gets_its_own_count_of_many_scores(pick):
         assert same([leaf[i] for leaf in chosen], reference(scores, k[i]))
 
 
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("restricted", [False, True])
+def test_selection_over_a_trial_axis_is_every_trials_own_with_its_own_counts(each, restricted):
+    draw, trials = np.random.default_rng(5), 4
+    scores = {str(i): draw.integers(0, 4, (trials, *s)).astype(np.float32) for i, s in enumerate(SHAPES)}
+    among = {name: draw.random(leaf.shape) < 0.9 for name, leaf in scores.items()}
+    scores["bias"] = among["bias"] = None
+    counts = np.array([0, 3, 17, 70], np.int32)  # of 118 scores, all amid ties
+    if each:
+        counts = {"0": counts // 3, "1": counts // 2, "2": counts // 12, "bias": None}
+    given = (scores, counts, among) if restricted else (scores, counts)
+    select_one = select.top_k_each if each else select.top_k
+    chosen = jax.jit(jax.vmap(select_one))(*given)
+    for i in range(trials):
+        own = jax.tree.map(lambda x: x[i], given)  # noqa: B023
+        mine = jax.tree.map(lambda x: x[i], chosen)  # noqa: B023
+        assert jax.tree.all(jax.tree.map(np.array_equal, mine, jax.jit(select_one)(*own)))
+        names = [[name] for name in "012"] if each else [list("012")]
+        for group in names:
+            k = own[1][group[0]] if each else own[1]
+            allowed = [own[2][name] for name in group] if restricted else None
+            assert sum(np.count_nonzero(mine[name]) for name in group) == k
+            assert same([mine[n] for n in group], reference([own[0][n] for n in group], k, allowed))
+
+
 def test_a_new_count_of_many_scores_compiles_nothing():
     pick = jax.jit(lambda scores, k: select.top_k(scores, k))
     scores = jnp.linspace(-1, 1, MANY)

@@ -38,8 +38,16 @@ def train():
     return lambda save, *arguments: single.train_one(parse("--mesh=data:1", *arguments), str(save))
 
 
-@pytest.fixture
-def chain():
+IMP_FLAGS = flags.FLAGS | {"pruning_ratio": "chain.pruning_ratio"}
+
+
+@pytest.fixture(scope="session")
+def config_of():
+    """The config of a command line of scripts/imp.py."""
+    return lambda *arguments: parse(*arguments, table=IMP_FLAGS)
+
+
+@pytest.fixture(scope="session")
+def chain(config_of):
     """What scripts/imp.py does, in this process, without the report."""
-    table = flags.FLAGS | {"pruning_ratio": "chain.pruning_ratio"}
-    return lambda save, *arguments: imp.run_chain(parse(*arguments, table=table), str(save))
+    return lambda save, *arguments: imp.run_chain(config_of(*arguments), str(save))

@@ -9,7 +9,7 @@ from fakes import REPOSITORY
 
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
-from giung2_ext.experiments import imp
+from giung2_ext.experiments import lottery
 from giung2_ext.experiments import setup as setups
 from giung2_ext.storage import records
 from giung2_ext.storage.tickets import read_ticket
@@ -89,7 +89,7 @@ def test_trials_and_arms_are_the_runs_that_can_be_typed(train, chain, tmp_path):
     chain(tmp_path / "c", *QUICK, "--seed=7")
     base = tmp_path / "c/trial_1"
     assert records.recorded_recipe(base / "001")["seed"] == 8
-    seed = imp.arm_seed(8, "reinit")
+    seed = lottery.arm_seed(8, "reinit")
     train(
         tmp_path / "t/reinit",
         *QUICK,
