@@ -1,6 +1,7 @@
 """Reads a chain's folders and writes its report: tables, figures, and a page with both."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,10 +9,10 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.reports import figures, tables
+from giung2_ext.reports import figures, lottery, results, tables
 from giung2_ext.storage import paths, predictions, records, tickets
 
-REPORT = "report"
+REPORT, INSTABILITY = "report", "instability.json"
 FAMILY = re.compile(r"imagenet[^:]*")  # a colon names another split
 
 
@@ -30,6 +31,15 @@ class Point(NamedTuple):
     def density(self) -> float:
         return self.result["kept"] / self.result["prunable"]
 
+    @property
+    def selected_by(self) -> str:
+        """What its best step was chosen by: accuracy, or loss (an early stop)."""
+        return self.result.get("selected_by", "accuracy")
+
+    @property
+    def best(self) -> epath.Path:
+        return self.folder / paths.best(self.selected_by)
+
     def accuracy(self, when: str, split: str = "test") -> float:
         """In percent; `when` is start, best or last."""
         return 100 * self.result["scores"][when][split]["accuracy"]
@@ -40,7 +50,7 @@ def read_chain(folder: epath.Path) -> list[Point]:
     bases = {int(p.name[6:]): p for p in folder.glob("trial_*") if p.name[6:].isdigit()} or {0: folder}
     points = []
     for trial, base in sorted(bases.items()):
-        arms = [p.parent for p in base.glob("*/001") if not p.parent.name.isdigit()]
+        arms = {p.parent for p in base.glob("*/[0-9][0-9][0-9]") if not p.parent.name.isdigit()}
         for chain in [base, *sorted(arms)]:
             for cycle in sorted(chain.glob("[0-9][0-9][0-9]")):
                 result = records.read_result(cycle)
@@ -60,11 +70,25 @@ def read_judged(folder: epath.Path, digest: str) -> dict[str, dict[str, Any]]:
     return {scores["dataset"]: scores for scores in found if FAMILY.fullmatch(scores["dataset"])}
 
 
-def read_masks(points: list[Point]) -> dict[tuple[int, int], Any]:
-    """{(trial, cycle): masks} of the tickets, without the arms, which share them."""
-    return {
-        (p.trial, p.cycle): tickets.read_ticket(p.folder / paths.BEST).masks for p in points if p.arm == ""
-    }
+def read_masks(points: list[Point]) -> tuple[dict[tuple[int, int], Any], list[str]]:
+    """{(trial, cycle): masks} of the tickets, without the arms, and what could not be read."""
+    masks, warnings = {}, []
+    for p in points:
+        if p.arm == "":
+            try:
+                masks[p.trial, p.cycle] = tickets.read_ticket(p.best).masks
+            except Refusal as error:
+                warnings.append(f"Warning: a ticket is left out of the overlap: {error}.")
+    return masks, warnings
+
+
+def read_chance(points: list[Point]) -> float | None:
+    """Accuracy of a guess in percent, where a ticket says how many classes there are."""
+    try:
+        classes = tickets.read_meta(points[0].best).get("num_classes")
+    except Refusal:
+        return None
+    return 100 / classes if classes else None
 
 
 def notes(points: list[Point]) -> list[str]:
@@ -72,13 +96,19 @@ def notes(points: list[Point]) -> list[str]:
     result = points[0].result
     trials = len({point.trial for point in points})
     select = sorted({point.result["selected_on"] for point in points})
+    where = " and ".join(select)
+    chosen = {
+        "accuracy": f"{paths.best('accuracy')}, which was selected on {where}",
+        "loss": f"{paths.best('loss')}, the early stop, which was selected by the loss on {where}",
+    }
+    which = " and ".join(chosen[by] for by in sorted({point.selected_by for point in points}))
     lines = [
-        f"Accuracy: top-1 on the {result['scores']['best']['test']['seen']:,} test images, of "
-        f"{paths.BEST}, which was selected on {' and '.join(select)}; iteration 0 is before the first "
-        "step of a cycle.",
+        f"Accuracy: top-1 on the {result['scores']['best']['test']['seen']:,} test images, of {which}; "
+        "iteration 0 is before the first step of a cycle.",
         f"Density: kept / {result['prunable']:,} prunable weights; of all: (kept + unprunable) / "
         f"{result['parameters']:,} parameters.",
-        f"± is the standard deviation (n - 1) over {trials} trials."
+        f"± is the standard deviation (n - 1) over {trials} trials; bars in the figures of early stops, "
+        "curves, starts and instability reach from the lowest to the highest of them."
         if trials > 1
         else "One trial: no spread.",
     ]
@@ -103,9 +133,9 @@ def shift_notes(points: list[Point]) -> list[str]:
         low, high = (100 * v for v in tables.usual_top1(scores)[1:])
         trial = f" of trial {last.trial}" if len({p.trial for p in own}) > 1 else ""
         lines.append(
-            f"{column}: top-1 of {paths.BEST} on {name}, {scores['seen']:,} examples, among {kind} "
-            f"classes, pipeline {scores['pipeline']}; the 95% interval of cycle {last.cycle:03d}{trial} is "
-            f"{low:.2f} to {high:.2f}."
+            f"{column}: top-1 of {paths.best(last.selected_by)} on {name}, {scores['seen']:,} examples, "
+            f"among {kind} classes, pipeline {scores['pipeline']}; the 95% interval of cycle "
+            f"{last.cycle:03d}{trial} is {low:.2f} to {high:.2f}."
         )
         kinds = {(p.judged[name].get("images"), p.judged[name]["pipeline"]) for p in judged}
         if len(kinds) > 1:
@@ -113,33 +143,59 @@ def shift_notes(points: list[Point]) -> list[str]:
     return lines
 
 
+def instability_notes(found: Mapping[str, Any] | None) -> list[str]:
+    """What the columns of the instability are, where it was analysed."""
+    if not found:
+        return []
+    lines = [
+        "Instability: the highest error on the straight line between two tickets a and b, which were "
+        "trained from the same weights under the same mask in another order of the data, minus the mean of "
+        f"their errors; at {len(found['alphas'])} places, on {found['dataset']} {found['split']}, "
+        f"{found['about']}."
+    ]
+    statistics = found.get("statistics", "none")
+    return lines if statistics == "none" else [*lines, f"BatchNorm statistics on the line: {statistics}."]
+
+
+def write_tables(found: Mapping[str, tables.Table], report: epath.Path) -> str:
+    """Writes every table that has rows as NAME.md, .csv and .tex, and returns them as Markdown."""
+    texts = []
+    for name, table in found.items():
+        if len(table) > 1:
+            texts.append(tables.to_markdown(table))
+            paths.write_bytes(report / f"{name}.md", (texts[-1] + "\n").encode())
+            paths.write_bytes(report / f"{name}.csv", tables.to_csv(table).encode())
+            paths.write_bytes(report / f"{name}.tex", tables.to_latex(table).encode())
+    return "\n\n".join(texts)
+
+
 def write_report(folder: epath.Path | str) -> epath.Path:
     """Writes the report of a chain and prints its table and where everything is."""
     folder = epath.Path(folder)
+    name = os.path.basename(os.path.abspath(folder))
     points = read_chain(folder)
     report = folder / REPORT
     (report / "figures").mkdir(parents=True, exist_ok=True)
-    table = tables.chain_table(points)
-    explained = notes(points)
-    markdown = tables.to_markdown(table)
-    paths.write_bytes(report / "table.md", (markdown + "\n").encode())
-    paths.write_bytes(report / "table.csv", tables.to_csv(table).encode())
-    paths.write_bytes(report / "table.tex", tables.to_latex(table).encode())
-    shifts = tables.shift_table(points)
-    if len(shifts) > 1:
-        shift_text = tables.to_markdown(shifts)
-        paths.write_bytes(report / "shifts.md", (shift_text + "\n").encode())
-        paths.write_bytes(report / "shifts.csv", tables.to_csv(shifts).encode())
-        paths.write_bytes(report / "shifts.tex", tables.to_latex(shifts).encode())
-        markdown = f"{markdown}\n\n{shift_text}"
-        explained += shift_notes(points)
-    runs = tables.write_csv(tables.runs_table(points))
-    paths.write_bytes(report / "runs.csv", runs.encode())
-    drawn = figures.draw_all(points, read_masks(points), report / "figures")
-    body = [f"# {folder.name}", "", markdown, "", *(f"- {line}" for line in explained), ""]
-    body += [f"![{name}](figures/{name}.png)\n" for name in drawn]
+    instability = records.read_json(folder / INSTABILITY)
+    found = {"table": tables.chain_table(points), "shifts": tables.shift_table(points)}
+    if instability:
+        found["instability"] = tables.instability_table(instability)
+    markdown = write_tables(found, report)
+    curves = results.read_curves(points)
+    rows = {"runs": tables.runs_table(points), "results": results.results_table(points, name)}
+    rows["test_acc"] = results.test_table(points, curves, name)
+    for kind, cells in rows.items():
+        paths.write_bytes(report / f"{kind}.csv", tables.write_csv(cells).encode())
+    masks, warnings = read_masks(points)
+    pictures = figures.pictures(points, masks)
+    pictures |= lottery.pictures(points, curves, instability, read_chance(points))
+    drawn = figures.draw_all(pictures, report / "figures")
+    explained = [*notes(points), *shift_notes(points), *instability_notes(instability), *warnings]
+    body = [f"# {name}", "", markdown, "", *(f"- {line}" for line in explained), ""]
+    body += [f"![{key}](figures/{key}.png)\n\n{pictures[key].caption}\n" for key in drawn]
     paths.write_bytes(report / "report.md", "\n".join(body).encode())
     print("\n" + markdown + "\n\n" + "\n".join(explained) + "\n")
-    pictures = f", figures/ ({', '.join(drawn)})" if drawn else "; no figures: matplotlib is missing"
-    print(f"report: {report}/ with report.md, table.md, table.csv, table.tex, runs.csv{pictures}")
+    told = f", figures/ ({', '.join(drawn)})" if drawn else "; no figures: matplotlib is missing"
+    written = "report.md, table.md, table.csv, table.tex, runs.csv, results.csv, test_acc.csv"
+    print(f"report: {report}/ with {written}{told}")
     return report

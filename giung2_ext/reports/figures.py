@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -11,36 +11,67 @@ from giung2_ext.core import masks as masking
 from giung2_ext.core import trees
 from giung2_ext.reports.tables import SHIFTS, judged_sets, usual_top1
 
-STYLES = (
+# marker, line, colour: told apart in black and white too; only the first is solid
+STYLES: tuple[tuple[str, Any, str], ...] = (
     ("o", "-", "#1b4f8f"),
     ("s", "--", "#c4501b"),
     ("^", ":", "#3d7a3d"),
     ("v", "-.", "#7a3d7a"),
-    ("D", "-", "#8f7a1b"),
+    ("D", (0, (7, 2)), "#8f7a1b"),
+    ("P", (0, (4, 1, 1, 1, 1, 1)), "#2a9d9d"),
+    ("X", (0, (1, 2)), "#b02a4c"),
+    ("<", (0, (2, 1)), "#5c5c5c"),
+    (">", (0, (9, 2, 2, 2)), "#5b6fd0"),
+    ("*", (0, (5, 1, 1, 3)), "#8a5a2b"),
 )
 
 
-def draw_all(points: Sequence[Any], masks: Mapping[Any, Any], folder: epath.Path) -> list[str]:
-    """Draws every figure and returns their names; none where matplotlib is missing."""
+class Picture(NamedTuple):
+    """A figure to be drawn, and the line below it."""
+
+    draw: Callable[[Any], None]
+    caption: str
+    size: tuple[float, float] = (6.4, 4.2)
+
+
+def pictures(points: Sequence[Any], masks: Mapping[Any, Any]) -> dict[str, Picture]:
+    """Those for which there is something to draw, by name."""
+    trials = len({p.trial for p in points})
+    spread = f"mean and deviation of {trials} trials" if trials > 1 else "one trial"
+    found = {
+        "accuracy": Picture(
+            lambda figure: draw_accuracy(figure, points),
+            f"Test accuracy of trained tickets, and before their first step; {spread}.",
+            (9, 4),
+        ),
+        "layers": Picture(lambda figure: draw_layers(figure, points), "Density of every layer."),
+    }
+    if masks:
+        found["overlap"] = Picture(
+            lambda figure: draw_overlap(figure, masks),
+            "Overlap of masks between cycles, and between trials where there are several.",
+            (9 if len({trial for trial, _ in masks}) > 1 else 5.2, 4),
+        )
+    if any(p.judged for p in points if p.arm == ""):
+        found["shifts"] = Picture(
+            lambda figure: draw_shifts(figure, points), "Top-1 on ImageNet and its shifts."
+        )
+    return found
+
+
+def draw_all(wanted: Mapping[str, Picture], folder: epath.Path) -> list[str]:
+    """Draws them as PNG and PDF and returns their names; none where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return []
-    figures: dict[str, Callable[[Any], None]] = {
-        "accuracy": lambda figure: draw_accuracy(figure, points),
-        "layers": lambda figure: draw_layers(figure, points),
-        "overlap": lambda figure: draw_overlap(figure, masks),
-    }
-    wide = {"accuracy": (9, 4), "overlap": (9 if len({trial for trial, _ in masks}) > 1 else 5.2, 4)}
-    if any(p.judged for p in points if p.arm == ""):
-        figures["shifts"] = lambda figure: draw_shifts(figure, points)
-    for name, draw in figures.items():
-        figure = Figure(figsize=wide.get(name, (6.4, 4.2)), layout="constrained")
-        draw(figure)
+    for name, picture in wanted.items():
+        figure = Figure(figsize=picture.size, layout="constrained")
+        picture.draw(figure)
         for kind in ("png", "pdf"):
             with (folder / f"{name}.{kind}").open("wb") as file:
                 figure.savefig(file, format=kind, dpi=160)
-    return list(figures)
+    return list(wanted)
 
 
 def _curve(points: Sequence[Any], arm: str, when: str) -> tuple[np.ndarray, ...]:
@@ -52,14 +83,14 @@ def _curve(points: Sequence[Any], arm: str, when: str) -> tuple[np.ndarray, ...]
     return np.array(density), np.array([np.mean(v) for v in values]), np.array(sd)
 
 
-def _some(values: Sequence[Any]) -> Sequence[Any]:
+def some(values: Sequence[Any]) -> Sequence[Any]:
     """No more of them than there is room for at an axis."""
     return values[:: 3 if len(values) > 6 else 1]
 
 
 def _density_axis(axes: Any, densities: Sequence[float]) -> None:
     axes.set_xscale("log")
-    ticks = _some(sorted(set(densities), reverse=True))
+    ticks = some(sorted(set(densities), reverse=True))
     axes.set_xticks(ticks, [f"{t:.3g}" for t in ticks])
     axes.set_xticks([], minor=True)
     axes.invert_xaxis()
@@ -108,7 +139,7 @@ def draw_layers(figure: Any, points: Sequence[Any]) -> None:
         marker, line, colour = STYLES[i % len(STYLES)]
         label = name.removesuffix("/kernel")
         if few:
-            axes.plot(total, shares, line, marker=marker, ms=4, color=colour, label=label)
+            axes.plot(total, shares, ls=line, marker=marker, ms=4, color=colour, label=label)
         else:
             axes.plot(total, shares, lw=0.8, color=(0.1, 0.3, 0.6, 0.5))
     axes.plot(total, total, color="0.5", lw=1, label="whole network")
@@ -139,8 +170,8 @@ def draw_overlap(figure: Any, masks: Mapping[tuple[int, int], Any]) -> None:
         ]
     )
     image = left.imshow(grid, vmin=0, vmax=1, cmap="viridis", origin="lower")
-    left.set_xticks(_some(range(len(cycles))), _some(cycles))
-    left.set_yticks(_some(range(len(cycles))), _some(cycles))
+    left.set_xticks(some(range(len(cycles))), some(cycles))
+    left.set_yticks(some(range(len(cycles))), some(cycles))
     left.set_xlabel("cycle")
     left.set_ylabel("cycle")
     left.set_title("Overlap |a and b| / |a or b| between cycles", fontsize=10)
@@ -156,7 +187,7 @@ def draw_overlap(figure: Any, masks: Mapping[tuple[int, int], Any]) -> None:
     axes.fill_between(cycles, np.min(measured, 1), np.max(measured, 1), color=STYLES[0][2], alpha=0.18)
     axes.plot(cycles, chance, "--", color="0.4", label="chance, same layer densities")
     axes.set_yscale("log")
-    axes.set_xticks(_some(cycles))
+    axes.set_xticks(some(cycles))
     axes.set_xlabel("cycle")
     axes.set_ylabel("|a and b| / |a or b|")
     axes.set_title(f"Overlap between {len(trials)} trials", fontsize=10)

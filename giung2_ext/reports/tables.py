@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from giung2_ext.core import accounting
@@ -12,16 +12,31 @@ from giung2_ext.core import accounting
 Table = list[list[str]]  # the first row is the header
 
 
-def spread(values: Sequence[float]) -> str:
-    """`98.1 ± 0.3` of percentages, or the one value."""
+SPREAD = ("%", "early stop")  # in the names of columns that hold means and deviations
+
+
+def spread(values: Sequence[float], form: str = ".2f") -> str:
+    """`98.10 ± 0.32` of percentages, or the one value."""
     if len(values) < 2:
-        return f"{values[0]:.2f}" if values else "–"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+        return format(values[0], form) if values else "–"
+    return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"
+
+
+def weights_left(kept: Iterable[int]) -> str:
+    """The count of all trials, or the least and the most."""
+    ends = sorted(kept)
+    return "–".join(f"{k:,}" for k in dict.fromkeys([ends[0], ends[-1]]))
+
+
+def early_stops(points: Sequence[Any]) -> str:
+    """Iterations of lowest validation loss, of the runs that were selected by it."""
+    return spread([p.result["best_step"] for p in points if p.selected_by == "loss"], ",.0f")
 
 
 def chain_table(points: Sequence[Any]) -> Table:
     """One row a cycle; arms in columns of their own."""
     arms = sorted({p.arm for p in points if p.arm})
+    stopped = any(p.selected_by == "loss" for p in points)
     header = [
         "cycle",
         "weights left",
@@ -31,6 +46,8 @@ def chain_table(points: Sequence[Any]) -> Table:
         "test %",
     ]
     header += [f"{arm} test %" for arm in arms]
+    if stopped:
+        header += ["early stop", *(f"{arm} early stop" for arm in arms)]
     rows = [header]
     for cycle in sorted({p.cycle for p in points}):
         here = [p for p in points if p.cycle == cycle]
@@ -39,18 +56,34 @@ def chain_table(points: Sequence[Any]) -> Table:
             continue
         result = own[0].result
         weights = accounting.totals_of(result["prunable"], result["kept"], result["parameters"])
-        kept = sorted({p.result["kept"] for p in own})
+        of_arms = [[p for p in here if p.arm == arm] for arm in arms]
         rows.append(
             [
                 f"{cycle:03d}",
-                "–".join(f"{k:,}" for k in dict.fromkeys([kept[0], kept[-1]])),
+                weights_left(p.result["kept"] for p in own),
                 f"{own[0].density:.4f}",
                 f"{weights.all_kept / weights.all:.4f}",
                 spread([p.accuracy("start") for p in own]),
                 spread([p.accuracy("best") for p in own]),
-                *(spread([p.accuracy("best") for p in here if p.arm == arm]) for arm in arms),
+                *(spread([p.accuracy("best") for p in found]) for found in of_arms),
+                *(early_stops(found) for found in [own, *of_arms] if stopped),
             ]
         )
+    return rows
+
+
+def instability_table(found: Mapping[str, Any]) -> Table:
+    """One row a cycle, from instability.json."""
+    header = ["cycle", "weights left", "density", "error of a %", "error of b %"]
+    rows = [[*header, "highest error on the path %", "instability %"]]
+    for cycle in sorted({row["cycle"] for row in found["rows"]}):
+        own = [row for row in found["rows"] if row["cycle"] == cycle]
+        density = f"{own[0]['kept'] / own[0]['prunable']:.4f}"
+        errors = [row["error"] for row in own]
+        values = [[e[0] for e in errors], [e[-1] for e in errors], [max(e) for e in errors]]
+        values.append([row["instability"] for row in own])
+        cells = [spread([100 * v for v in some]) for some in values]
+        rows.append([f"{cycle:03d}", weights_left(row["kept"] for row in own), density, *cells])
     return rows
 
 
@@ -132,7 +165,7 @@ def to_markdown(table: Table) -> str:
 
 def to_csv(table: Table) -> str:
     """Means and deviations in columns of their own, so that a program can read them."""
-    split = [i for i, name in enumerate(table[0]) if "%" in name]
+    split = [i for i, name in enumerate(table[0]) if any(mark in name for mark in SPREAD)]
     rows = []
     for number, row in enumerate(table):
         cells: list[str] = []
@@ -142,7 +175,7 @@ def to_csv(table: Table) -> str:
             elif number == 0:
                 cells += [cell, f"{cell} sd"]
             else:
-                mean, _, deviation = cell.partition(" ± ")
+                mean, _, deviation = cell.replace(",", "").partition(" ± ")
                 cells += ["" if mean == "–" else mean, deviation]
         rows.append(cells)
     return write_csv(rows)

@@ -37,11 +37,15 @@ def make_chain(folder, trials):
             tickets.name_ticket(run, paths.BEST, path)
             accuracy = 0.9 - 0.1 * cycle + 0.01 * t - 0.2 * arm
             scores = {
-                when: {"test": {"accuracy": accuracy - less, "correct": 1, "seen": 1397}}
+                when: {
+                    split: {"accuracy": accuracy - less, "loss": 0.1, "correct": 1, "seen": 1397}
+                    for split in ("holdout", "test")
+                }
                 for when, less in (("start", 0.4), ("best", 0.0), ("last", 0.01))
             }
             counts = {key: meta[key] for key in ("kept", "prunable", "parameters", "layers")}
-            known = dict(selected_on="holdout", seed=t, best_step=10, tickets=dict(best="b", last="l"))
+            known = dict(selected_on="holdout", seed=t, steps=20, best_step=10)
+            known["tickets"] = dict(best="b", last="l")
             records.write_result(run, {"scores": scores, "parents": {}, **known, **counts})
     return chain.read_chain(folder)
 
@@ -123,7 +127,8 @@ def test_layer_curves_are_kept_shares_averaged_over_trials(folder, figure):
 
 def test_overlap_shows_cycles_of_one_trial_and_chance_between_trials(folder, figure):
     points = make_chain(folder, 2)
-    masks = chain.read_masks(points)
+    masks, warnings = chain.read_masks(points)
+    assert warnings == []
     assert set(masks) == {(t, c) for t in range(2) for c in range(3)}
     assert np.array_equal(masks[1, 1]["fc"]["kernel"], make_masks(1, 1)["fc"]["kernel"])  # not the arm's
     figures.draw_overlap(figure, masks)
@@ -170,9 +175,11 @@ def test_a_report_is_files_that_open_and_changes_nothing_else(trials, folder, ca
     report = chain.write_report(os.fspath(folder))
     after = contents(folder)
     drawn = {
-        f"figures/{name}.{kind}" for name in ("accuracy", "layers", "overlap") for kind in ("png", "pdf")
+        f"figures/{name}.{kind}"
+        for name in ("accuracy", "layers", "overlap", "start")
+        for kind in ("png", "pdf")
     }
-    tables = {"report.md", "table.md", "table.csv", "table.tex", "runs.csv"}
+    tables = {"report.md", "table.md", "table.csv", "table.tex", "runs.csv", "results.csv", "test_acc.csv"}
     assert set(after) - set(before) == {f"report/{name}" for name in tables | drawn}
     assert {name: after[name] for name in before} == before
     for name in sorted(drawn):
