@@ -11,7 +11,7 @@ from giung2_ext.core import accounting
 from giung2_ext.core.errors import Refusal
 from giung2_ext.data.source import Missing
 from giung2_ext.experiments import scores
-from giung2_ext.experiments.config import Config
+from giung2_ext.experiments.config import Config, default_config
 from giung2_ext.experiments.judging import (
     Dataset,
     Judge,
@@ -198,7 +198,7 @@ def judge_best(config: Config, folder: epath.Path, datasets: Sequence[Dataset]) 
     """Judges a finished run's best ticket where that is not kept already; its top-1 accuracies as text."""
     if not datasets:
         return []
-    ckpt, judge = folder / paths.BEST, None
+    ckpt, judge = folder / paths.best(config.evaluation.select_by), None
     meta = processes.agree(lambda: tickets.read_meta(ckpt))
     words = []
     for dataset in datasets:
@@ -209,3 +209,25 @@ def judge_best(config: Config, folder: epath.Path, datasets: Sequence[Dataset]) 
         first = next(iter(result["scores"].values()))
         words.append(f"{dataset.name} {100 * first['top1'][0]:.2f}%")
     return words
+
+
+def load_and_evaluate(
+    path: str | os.PathLike[str],
+    data_root: str | None = None,
+    split_names: Sequence[str] = ("holdout", "test"),
+) -> dict[str, dict[str, float]]:
+    """A checkpoint's accuracy and loss on splits of its own data, as its run measures them.
+
+    For a notebook: nothing is written. Any checkpoint of a run will do: initial, periodic, best or last.
+    """
+    where = default_config().placement
+    where.data_root = data_root
+    judge = Judge(os.fspath(path), 512, where)
+    own, found = judge.meta["data"], {}
+    for name in split_names:
+        dataset = open_dataset(own["name"], own, "", data_root, name)  # the pipeline is the run's own
+        answers = judge.answer(dataset)
+        hits = answers["top"][:, 0] == answers["labels"]
+        loss = answers["nll"].mean(dtype=np.float64)
+        found[name] = {"accuracy": float(hits.mean()), "loss": float(loss), "seen": len(hits)}
+    return found

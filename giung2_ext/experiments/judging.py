@@ -7,7 +7,7 @@ Predictions are kept beside it, so a comparison needs no second evaluation.
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -107,23 +107,35 @@ class Judge:
 
     def answer(self, dataset: Dataset) -> dict[str, np.ndarray]:
         """The predictions of every example once, in the split's order."""
+        return self.answer_as(dataset, [self.network])[0]
+
+    def answer_as(self, dataset: Dataset, networks: Sequence[Tree]) -> list[dict[str, np.ndarray]]:
+        """The predictions of each of several networks of this shape; images are read once for all."""
         self.check(dataset)
         records, source = dataset.records, dataset.source
         stream = Stream(
             records, source.image_shape[0], dataset.pipeline, self.batch_size, self.population, self.where
         )
         program = _program(self.model, self.population, source.classes)
-        rows: list[dict[str, np.ndarray]] = []
-        waiting: list[Any] = []
+        rows: list[list[dict[str, np.ndarray]]] = []
+        waiting: list[list[Any]] = []
+
+        def take(batch: list[Any]) -> None:
+            rows.append([_real(one, source.num_classes) for one in batch])
+
         with signals.watched(self.where.stalled_after) as alive:
             for batch in stream:
-                waiting.append(program(self.network, batch))
+                waiting.append([program(one, batch) for one in networks])
                 if len(waiting) > 2:
-                    rows.append(_real(waiting.pop(0), source.num_classes))
+                    take(waiting.pop(0))
                     alive()
-            rows += [_real(one, source.num_classes) for one in waiting]
+            for rest in waiting:
+                take(rest)
+        return [self._joined(found, len(records)) for found in zip(*rows, strict=True)]
+
+    def _joined(self, rows: Sequence[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
         found = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-        assert len(found["labels"]) == len(records)
+        assert len(found["labels"]) == count
         if not np.isfinite(found["nll"]).all():
             wrong = int((~np.isfinite(found["nll"])).sum())
             raise Refusal(
