@@ -98,11 +98,11 @@ def rate_of(config: Config) -> schedules.Schedule:
     return schedules.warmup_cosine(optim.lr, optim.ni)
 
 
-def make_population(config: Config, members: int, together: bool) -> Population:
+def make_population(config: Config, members: int, together: bool, convolutions: bool = False) -> Population:
     """Members of a chain that has several (`together`) have one device each; any other run the mesh."""
     where = config.placement
     if together:
-        return Population(members, where.population)
+        return Population(members, where.population, convolutions=convolutions)
     return Population(members, where.population, read_mesh(where.mesh or None, config.feed.batch_size))
 
 
@@ -162,7 +162,9 @@ def make_setup(
     method = discovery.build(
         giung2_ext.methods, "method", config.method.name, **options_of(config, "method")
     )
-    population = make_population(config, members, together)
+    shapes, statistics, uses = count_uses(model, source.image_shape)
+    convolutions = any(leaf.ndim == 4 for leaf in jax.tree.leaves(shapes))
+    population = make_population(config, members, together, convolutions)
     layout = population.layout
     optim = config.optim
     optimizer = make_optimizer(optim.name, optim.momentum, optim.weight_decay, optim.global_clipping)
@@ -194,8 +196,6 @@ def make_setup(
             shares=accumulation.shares(config.feed.batch_size, layout.devices, group, micro_batches),
         )
         return make_program(judge, method, pair, data.feed, population, config.feed.mixup)
-
-    shapes, statistics, uses = count_uses(model, source.image_shape)
 
     def need(micro_batches: int) -> float:
         parts = (shapes, masking.dense(shapes, config.masks.prunable), statistics)

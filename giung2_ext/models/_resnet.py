@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from giung2_ext.core.errors import Refusal, unknown
+from giung2_ext.models._convolution import Conv
 from giung2_ext.models._layers import BatchNorm, pads, torch_uniform
 
 HEADS = ("zero", "biased")  # no bias and all 0 (the original suite), or as PyTorch makes it
@@ -53,7 +54,7 @@ class ResNet(nn.Module):
         return cls(features)  # in float32, because its kernel is
 
     def _conv(self, x: Array, features: int, size: int, stride: int = 1) -> Array:
-        return nn.Conv(
+        return Conv(
             features,
             (size, size),
             (stride, stride),

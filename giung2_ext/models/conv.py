@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from giung2_ext.core.errors import Refusal
+from giung2_ext.models import _convolution
 
 
 class Conv(nn.Module):
@@ -27,7 +28,8 @@ class Conv(nn.Module):
         x = images.astype(self.dtype)
         for pair in range(self.depth // 2):
             for _ in range(2):
-                x = nn.relu(nn.Conv(64 * 2**pair, (3, 3), kernel_init=glorot, dtype=self.dtype)(x))
+                layer = _convolution.Conv(64 * 2**pair, (3, 3), kernel_init=glorot, dtype=self.dtype)
+                x = nn.relu(layer(x))
             x = nn.max_pool(x, (self.pool, self.pool), (2, 2))
         if not x.size:
             raise Refusal(

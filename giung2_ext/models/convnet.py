@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from giung2_ext.models._convolution import Conv
 from giung2_ext.models._layers import BatchNorm
 
 
@@ -21,7 +22,7 @@ class ConvNet(nn.Module):
         x = images
         for index, width in enumerate(self.widths):
             stride = 1 if index == 0 else 2
-            x = nn.Conv(width, (3, 3), (stride, stride), use_bias=False, dtype=self.dtype)(x)
+            x = Conv(width, (3, 3), (stride, stride), use_bias=False, dtype=self.dtype)(x)
             x = nn.relu(BatchNorm(self.group_size)(x, train))
         return nn.Dense(self.num_classes, name="cls")(x.mean(axis=(1, 2)))
 

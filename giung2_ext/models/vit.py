@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from giung2_ext.core.errors import Refusal, unknown
+from giung2_ext.models._convolution import Conv
 from giung2_ext.models._layers import torch_uniform
 
 SIZES = {"Ti": (192, 3), "S": (384, 6), "B": (768, 12)}  # width, heads
@@ -61,7 +62,7 @@ class ViT(nn.Module):
             )
         size, dtype = (self.patch, self.patch), self.dtype
         init = torch_uniform(self.patch**2 * images.shape[-1])
-        x = nn.Conv(self.width, size, size, kernel_init=init, bias_init=init, dtype=dtype, name="patches")(
+        x = Conv(self.width, size, size, kernel_init=init, bias_init=init, dtype=dtype, name="patches")(
             images
         )
         x = x.reshape(x.shape[0], -1, self.width)

@@ -133,7 +133,11 @@ def _resident(feed: Feed, steps: Steps, prepare: Callable[..., Any], population:
         epoch = state.step // feed.steps_per_epoch
         return layout.whole(feed.order(jax.random.fold_in(state.key, DATA), epoch))
 
-    def chunk(member: State, step: Array, data: Mapping[str, Array], length: Array) -> Any:
+    def chunk(
+        member: tuple[State, Array], step: Array, data: Mapping[str, Array], length: Array, fresh: Array
+    ) -> Any:
+        """With the order of the epoch that it begins in, unless that is to be drawn afresh."""
+
         def body(_: Array, carry: Any) -> Any:
             state, order, metrics = carry
             new_epoch = state.step % feed.steps_per_epoch == 0  # shared by members: a true branch
@@ -142,9 +146,10 @@ def _resident(feed: Feed, steps: Steps, prepare: Callable[..., Any], population:
             state = layout.owned(state)
             return state, order, metrics.merge(now)
 
-        state = member.replace(step=step)
-        state, _, metrics = jax.lax.fori_loop(0, length, body, (state, order_of(state), Metrics.zeros()))
-        return state.replace(step=None), metrics
+        state, order = member[0].replace(step=step), layout.whole(member[1])
+        order = jax.lax.cond(fresh, lambda: order_of(state), lambda: order)
+        state, order, metrics = jax.lax.fori_loop(0, length, body, (state, order, Metrics.zeros()))
+        return (state.replace(step=None), order), metrics
 
     def update(member: State, step: Array, data: Mapping[str, Array]) -> Any:
         state = member.replace(step=step)
@@ -153,14 +158,30 @@ def _resident(feed: Feed, steps: Steps, prepare: Callable[..., Any], population:
 
     compiled_chunk = population.compile(chunk, donate=True)
     compiled_update = population.compile(update, donate=True)
-    return (
-        lambda members, at, data, length: compiled_chunk(members, np.int32(at), data, np.int32(length)),
-        lambda members, at, data: compiled_update(members, np.int32(at), data),
-        lambda members, data: (
-            compiled_chunk.lower(members, np.int32(0), data, np.int32(1)),
+    orders = population.abstract_whole(jax.ShapeDtypeStruct(feed.arrays["labels"].shape, jnp.int32))
+    blank = jax.jit(lambda: jnp.zeros(orders.shape, orders.dtype), out_shardings=orders.sharding)
+    last: dict[str, Any] = {"key": None}  # of the members that made the last chunk, where it ended, their orders
+
+    def run_chunk(members: State, at: int, data: Mapping[str, Array], length: int) -> tuple[State, Metrics]:
+        fresh = last["key"] is not members.key or last["at"] != at
+        given = (members, blank() if fresh else last["orders"])
+        last["key"] = None
+        (members, order), metrics = compiled_chunk(
+            given, np.int32(at), data, np.int32(length), np.bool_(fresh)
+        )
+        last.update(key=members.key, at=at + length, orders=order)
+        return members, metrics
+
+    def lower(members: State, data: Mapping[str, Array]) -> Any:
+        return (
+            compiled_chunk.lower((members, orders), np.int32(0), data, np.int32(1), np.bool_(True)),
             lambda: compiled_update.lower(members, np.int32(0), data),
-        ),
-    )
+        )
+
+    def run_update(members: State, at: int, data: Mapping[str, Array]) -> tuple[State, Metrics]:
+        return compiled_update(members, np.int32(at), data)
+
+    return run_chunk, run_update, lower
 
 
 def _streamed(steps: Steps, prepare: Callable[..., Any], population: Population) -> Runners:

@@ -1,8 +1,11 @@
+import functools
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import make_method, make_model, start_masks
+from fakes import kernels, make_method, make_model, start_masks
 
 from giung2_ext.core import schedules
 from giung2_ext.core.errors import Refusal
@@ -12,21 +15,27 @@ from giung2_ext.training import state as states
 from giung2_ext.training.optimizers import make_optimizer
 from giung2_ext.training.population import Population
 from giung2_ext.training.program import make_program
+from giung2_ext.training.sharding import read_mesh
 from giung2_ext.training.step import make_step
 
-MODEL_OPTIONS = dict(lenet=("lenet", ("adam", 0.9)), convnet=("convnet", ("sgd", 0.9, 5e-4)))
+MODEL_OPTIONS = dict(
+    lenet=("lenet", ("adam", 0.9)), convnet=("convnet", ("sgd", 0.9, 5e-4)), conv=("conv", ("adam", 0.9))
+)
 
 
+@functools.cache
 def make(members, strategy, devices, model="lenet", method="ticket"):
     """A program for that many members over digits, and a maker of member i's own state."""
     name, optimizer = MODEL_OPTIONS[model]
 
-    options = dict(hidden=(16, 12)) if model == "lenet" else dict(widths=(4, 6))
+    options = dict(lenet=dict(hidden=(16, 12)), convnet=dict(widths=(4, 6)), conv={})[model]
     network = make_model(name, **options).clone(num_classes=10)
     rule, opt = make_method(method), make_optimizer(*optimizer)
     pair = make_step(network, rule, opt, schedules.constant(0.003))
     feed = resident.make_feed(digits.build().split("train"), 60, "crop")
-    population = Population(members, strategy, devices=jax.devices()[:devices])
+    population = Population(
+        members, strategy, devices=jax.devices()[:devices], convolutions=model != "lenet"
+    )
     program = make_program(network, rule, pair, feed, population)
 
     def member(i):
@@ -61,6 +70,42 @@ def test_member_i_is_the_solo_run_i_bit_for_bit_under_map(model):
     together = run(30, [0, 1, 2], model=model)
     for i in range(3):
         assert bits(together[i]) == bits(run(30, [i], model=model)[0])
+
+
+def test_member_i_of_a_conv_net_is_the_solo_run_i_under_the_strategy_that_auto_chooses():
+    together = run(1, [0, 1, 2], "auto", model="conv")
+    for i in range(3):
+        assert bits(together[i]) == bits(run(1, [i], "auto", model="conv")[0])
+
+
+@pytest.mark.parametrize(
+    ("platform", "convolutions", "strategy"),
+    [
+        ("cpu", False, "map"),
+        ("cpu", True, "map"),
+        ("gpu", False, "vmap"),
+        ("gpu", True, "map"),
+        ("tpu", False, "vmap"),
+        ("tpu", True, "map"),
+    ],
+)
+def test_auto_maps_convolutions_everywhere_and_dense_networks_on_a_cpu(platform, convolutions, strategy):
+    mesh, devices = read_mesh("data:1", 1), [SimpleNamespace(platform=platform)]
+    assert Population(1, "auto", mesh, devices, convolutions).strategy == strategy
+    for forced in ("map", "vmap"):
+        assert Population(1, forced, mesh, devices, convolutions).strategy == forced
+
+
+def test_densities_mix_among_more_members_than_devices():
+    together = run(5, [0, 1, 2, 3, 4], "auto")
+    for i, ((weights, masks, _), _) in enumerate(together):
+        start = start_masks(weights, 0.3 + 0.1 * i, seed=i)
+        assert bits(masks) == bits(start)
+        for kept, kernel in zip(jax.tree.leaves(masks), kernels(weights), strict=True):
+            assert not kernel[~kept].any()
+            assert np.count_nonzero(kernel) > 0.9 * kept.sum()
+    counts = [sum(kept.sum() for kept in jax.tree.leaves(masks)) for (_, masks, _), _ in together]
+    assert counts == sorted(set(counts))
 
 
 def test_a_method_with_updates_runs_in_a_population_too():
