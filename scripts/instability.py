@@ -24,6 +24,7 @@ from etils import epath
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import command, evaluate, flags, instability
 from giung2_ext.experiments.config import default_config
+from giung2_ext.storage import paths
 from giung2_ext.training import processes
 
 PLACEMENT = ("data_root", "num_workers", "prefetch_factor", "mesh", "distributed")
@@ -56,8 +57,8 @@ def main():
     if folder is not None:
         place = epath.Path(folder)
         pairs = instability.pairs_of(place)
-        instability.analyse(pairs, where, place / instability.FILE, **chosen)
-        evaluate.say([f"written: {place / instability.FILE}"])
+        instability.analyse(pairs, where, place / paths.INSTABILITY, **chosen)
+        evaluate.say([f"written: {place / paths.INSTABILITY}"])
         return
     pair = instability.Pair(None, None, given["ckpt"], given["against"])
     file = epath.Path(given["json"]) if given["json"] else None

@@ -4,8 +4,14 @@
 
 (https://arxiv.org/abs/1803.03635.) Adam 1.2e-3, batch 60, 50,000 iterations a level; at each of 27 levels
 20% of the weights that are left are pruned, 10% in the last layer, by their size at the end of training.
-Validation on 5,000 held-out images every 100 iterations; the early-stopping iteration is that of its
-lowest loss.
+Validation every 100 iterations; the early stop is the iteration of its lowest loss. 5 trials, with
+re-initialised and with randomly sampled sparse networks (5 of these too, the paper has 10); validation is
+on the last 5,000 training images (there on random ones), and the partial batch of an epoch is dropped.
+
+In full about 5 hours on two CPU cores (by its rate; never run). Measured 2026-11-21, jax 0.10.2: 10,000
+iterations, 19 levels, 3 trials, arms reinit, shuffle, no_rewind and random in 42 minutes there: dense 97.8%
+with an early stop at 3,333, 21.1% of the weights 98.3% at 1,967 (re-initialised 97.9% at 7,133), 3.6%
+98.0% at 3,767 (96.7% at 9,333). Its figures and results.csv are in lenet_mnist/.
 """
 
 from giung2_ext.experiments.config import default_config
@@ -32,7 +38,7 @@ def get_config(smoke: bool = False):
     c.chain.layer_ratios = "dense:0.8,cls:0.9"
     c.chain.prune_from = "last"
     c.chain.trials = 5
-    c.chain.arms = ("reinit",)
+    c.chain.arms = ("reinit", "random")
     c.placement.log_every = 100
     if smoke:
         c.optim.ni, c.chain.cycles, c.chain.trials = 200, 2, 2

@@ -40,7 +40,8 @@ def keep_count(
         else:
             kept -= round((1 - exact) * kept) + (rounding == "cutoff")
     if kept < 1:
-        raise Refusal(f"{name}={ratio:g} of {alive:,} weights keeps none")
+        often = f", {rounds} times," if rounds > 1 else ""
+        raise Refusal(f"{name}={ratio:g} of {alive:,} weights{often} keeps none")
     return kept
 
 

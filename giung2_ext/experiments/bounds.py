@@ -22,6 +22,7 @@ NOT_NEGATIVE = (
 )
 BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "optim.lr": (lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
+    "chain.finetune_lr": (lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
     "optim.momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "optim.weight_decay": (lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
     "optim.label_smoothing": (lambda v: 0 <= v < 1, "in [0, 1)"),

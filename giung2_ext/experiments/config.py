@@ -97,10 +97,10 @@ def default_config() -> Config:
     c.chain.cycles = 18  # pruned cycles after the dense one
     c.chain.pruning_ratio = 0.8
     c.chain.layer_ratios = ""  # instead: see start.layer_ratios; pruning_ratio is 1 then
-    c.chain.prune_from = "best"  # best | last: the ticket of a cycle whose weights are ranked
+    c.chain.prune_from = "best"  # best | last: the ticket of a cycle whose weights are ranked (2019: last)
     c.chain.trials = 1
     c.chain.arms = ()  # controls: reinit random shuffle signs one_shot no_rewind finetune late sibling
-    c.chain.late_ni = 0  # the step that `late` rewinds to
+    c.chain.late_ni = 0  # the step of the dense cycle that `late` rewinds to
     c.chain.finetune_lr = config_dict.placeholder(float)  # the constant rate of `finetune`
 
     c.judge = Config()  # how finished tickets are judged: part of no recipe
@@ -203,6 +203,7 @@ def recipe(config: Config) -> dict[str, Any]:
     """What is computed: no placement, chain or judge, checkpoint paths replaced by what they hold."""
     plain = config.to_dict()
     del plain["placement"], plain["chain"], plain["judge"]
+    del plain["evaluation"]["test_every"]  # changes no ticket
     if not plain["tickets"]["periodic"]:
         del plain["tickets"]["every"]  # says nothing then
     for key in ("matching_ckpt", "previous_ckpt"):

@@ -8,6 +8,7 @@ after another where data is streamed.
 """
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -18,12 +19,14 @@ from etils import epath
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import setup as setups
 from giung2_ext.experiments.bounds import check_config
-from giung2_ext.experiments.config import Config
+from giung2_ext.experiments.config import Config, recipe
 from giung2_ext.experiments.evaluate import datasets_of, judge_best
 from giung2_ext.experiments.feeding import is_streamed
-from giung2_ext.experiments.lottery import Chain, Planned, check_chain, plan, plan_chains
+from giung2_ext.experiments.lottery import Chain, Planned, check_chain, check_counts, plan, plan_chains
 from giung2_ext.experiments.progress import Progress, clock, density_text, percent
-from giung2_ext.experiments.single import Run, check_job, check_precision, results_of, train
+from giung2_ext.experiments.recover import saved_recipes
+from giung2_ext.experiments.single import Run, check_job, check_precision, results_of, settled, train
+from giung2_ext.experiments.start import check_start
 from giung2_ext.storage import locks, paths, records
 from giung2_ext.training import processes
 from giung2_ext.training.sharding import read_sizes
@@ -57,30 +60,22 @@ class Story:
         self.config, self.save, self.planned = config, save, planned
         self.setups = setups.Setups(together)
         self.held = list(dict.fromkeys([save, *(p.chain.base for p in planned)]))
-        groups = [group for number in self.rounds for group in self._groups(number)]
-        self.progress = Progress(sum(self._trainings(group) * ni_of(group) for group in groups))
+        groups: dict[tuple[int, str], list[Run]] = {}
+        for p in planned:
+            groups.setdefault((p.round, setups.shape_of(p.run.config)), []).append(p.run)
+        self.groups = groups  # of a round, what can train in one program
+        trainings = (ni_of(g) * (1 if together else len(g)) for g in groups.values())
+        self.progress = Progress(sum(trainings))
         self.datasets = datasets_of(config, self.progress.line)
 
-    @property
-    def rounds(self) -> list[int]:
-        return sorted({p.round for p in self.planned})
+    def run(self) -> None:
+        for number in sorted({p.round for p in self.planned}):
+            self._run_round(number)
 
-    def _groups(self, number: int) -> list[list[Run]]:
-        """The runs of a round that can train in one program, finished ones too."""
-        groups: dict[str, list[Run]] = {}
-        for p in self.planned:
-            if p.round == number:
-                groups.setdefault(setups.shape_of(p.run.config), []).append(p.run)
-        return list(groups.values())
-
-    def _trainings(self, group: Sequence[Run]) -> int:
-        return 1 if self.setups.together else len(group)
-
-    def round(self, number: int) -> None:
+    def _run_round(self, number: int) -> None:
         """Trains what is unfinished of one round and says how it went."""
         began, name = time.monotonic(), "rewind" if number == 0 else paths.cycle(number - 1)
-        groups = self._groups(number)
-        worked = [self._train(name, group, i) for i, group in enumerate(groups)]
+        worked = [self._train(name, group) for (own, _), group in self.groups.items() if own == number]
         spent = "finished before"
         if any(worked):
             spent = f"{clock(time.monotonic() - began)}, {self.progress.left()} left"
@@ -94,30 +89,37 @@ class Story:
                     f"{name}: {p.run.folder} was run with seed {p.run.config.seed}, not {p.chain.seed}"
                 )
 
-    def _train(self, name: str, group: Sequence[Run], index: int) -> bool:
-        """Trains what is unfinished of a group, as many side by side as fit; says whether it had to."""
-        finished = [result is not None for result in results_of(group)]
-        steps = ni_of(group)
-        if all(finished):
-            self.progress.done += self._trainings(group) * steps
-            return False
-        most = self.setups.most(group[0].config, len(group))
-        parts = [slice(at, at + most) for at in range(0, len(group), most)]
-        self.progress.total += (len(parts) - self._trainings(group)) * steps
-        if len(parts) > 1 and self.setups.together:
-            self.progress.line(f"{name}: {len(group)} members, {most} at a time")
-        for i, part in enumerate(parts):
-            missing = [run for run, done in zip(group[part], finished[part], strict=True) if not done]
-            if not missing:
-                self.progress.done += steps
-                continue
-            states = missing[0].folder / paths.STATES
-            if self.setups.together:
-                which = f".{index}" if index else ""
-                split = f".{i + 1}_of_{len(parts)}" if len(parts) > 1 else ""
-                states = self.save / paths.CHAIN_STATES / f"{name}{which}{split}"
-            train(missing, self.setups, states, self.progress, name, self.held)
-        return True
+    def _train(self, name: str, group: Sequence[Run]) -> bool:
+        """Trains what is unfinished of a group; says whether it had to."""
+        missing = [run for run, result in zip(group, results_of(group), strict=True) if result is None]
+        steps, parts = ni_of(group), self._parts(name, missing)
+        if self.setups.together and missing:
+            self.progress.total += (len(parts) - 1) * steps
+        else:
+            self.progress.done += (1 if self.setups.together else len(group) - len(missing)) * steps
+        if self.setups.together and len(parts) > 1:
+            told = " + ".join(str(len(part)) for _, part in parts)
+            self.progress.line(f"{name}: {len(missing)} members, {told} at a time")
+        for states, part in parts:
+            train(part, self.setups, states, self.progress, name, self.held)
+        return bool(missing)
+
+    def _parts(self, name: str, missing: Sequence[Run]) -> list[tuple[epath.Path, list[Run]]]:
+        """What trains side by side, and where its state is: what was begun so, the rest as it fits."""
+        if not self.setups.together:
+            return [(run.folder / paths.STATES, [run]) for run in missing]
+        folder, left, parts = self.save / paths.CHAIN_STATES, list(missing), []
+        begun = processes.agree(
+            lambda: {place.name: saved_recipes(place) for place in sorted(folder.glob(f"{name}*"))}
+        )
+        for place, recipes in begun.items():
+            own = [run for run in left if recipe(run.config) in recipes]
+            left = [run for run in left if run not in own]
+            parts += [(folder / place, own)] if own else []
+        names = (f"{name}.{i}" if i else name for i in itertools.count())
+        free = (each for each in names if each not in begun)
+        most = self.setups.most(left[0].config, len(left)) if left else 1
+        return parts + [(folder / next(free), left[at : at + most]) for at in range(0, len(left), most)]
 
     def _judge(self, run: Run, several: bool) -> None:
         judged = judge_best(self.config, run.folder, self.datasets)
@@ -134,8 +136,8 @@ class Story:
             parts.append(f"loss {sum(train_loss) / len(train_loss):.4f}")
         for split in dict.fromkeys((select, "test")):
             parts.append(f"{split} {percent([r['scores']['best'][split]['accuracy'] for r in tickets])}")
-        if tickets[0]["selected_by"] == "loss":
-            parts.append(f"early stop {sum(r['best_step'] for r in tickets) / len(tickets):,.0f}")
+        if tickets[0]["selected_by"] == "loss" and own[0].cycle is not None:
+            parts.append(f"mean early stop {sum(r['best_step'] for r in tickets) / len(tickets):,.0f}")
         parts.append(f"density {density_text(tickets[0])}")
         for arm in self.config.chain.arms if own[0].cycle is not None else ():
             same = [p for p in self.planned if p.cycle == own[0].cycle and p.chain.base.name == arm]
@@ -169,16 +171,18 @@ def run_chain(config: Config, save: str) -> epath.Path:
             "device each; cut one over several with --config.chain.trials=1 --config.chain.arms="
         )
     chains = plan_chains(config, folder)
+    config.precision = settled(chains[0].base, config).precision  # one for the whole chain
     planned = plan(config, chains)
-    config.precision = planned[0].run.config.precision  # one for the whole chain
-    check_config(config)
+    for p in planned:
+        check_config(p.run.config)
+        check_start(p.run.config)
     setups.check_placement(config, together)
     story = Story(config, folder, planned, together)
     story.progress.line(describe(config, chains, together, folder))
     with contextlib.ExitStack() as open_until_done:
         processes.agree(lambda: open_until_done.enter_context(locks.locked(story.held)))
-        for number in story.rounds:
-            story.round(number)
+        check_counts(config, story.setups.dense_masks(planned[0].run.config))
+        story.run()
     return folder
 
 

@@ -37,7 +37,7 @@ from giung2_ext.training.population import Population
 from giung2_ext.training.step import network
 
 Tree = Any
-ARM, FILE = "sibling", "instability.json"
+ARM = "sibling"
 SEED = 0  # of the order in which training images are seen
 
 
@@ -52,9 +52,8 @@ def pairs_of(folder: epath.Path) -> list[Pair]:
     """The last tickets of every cycle that is finished in a chain and in its siblings."""
 
     def find() -> list[list[Any]]:
-        bases = {int(p.name[6:]): p for p in folder.glob("trial_*") if p.name[6:].isdigit()} or {0: folder}
         found = []
-        for trial, base in sorted(bases.items()):
+        for trial, base in paths.trial_bases(folder).items():
             for other in sorted((base / ARM).glob("[0-9][0-9][0-9]")):
                 both = base / other.name, other
                 if all(records.read_result(cycle) is not None for cycle in both):

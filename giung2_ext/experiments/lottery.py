@@ -10,11 +10,12 @@ computes, in the same folder. The runs of a round need nothing but earlier round
 
 import hashlib
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
-from giung2_ext.core.allocate import ROUNDINGS, check_fraction, read_ratios
+from giung2_ext.core import allocate, trees
+from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.experiments.config import Config
 from giung2_ext.experiments.single import Run, settled
@@ -127,6 +128,8 @@ def cycle_run(config: Config, chain: Chain, index: int) -> Run:
     run.start.previous_ckpt = os.fspath(previous if index else point)
     run.start.pruning_ratio = config.chain.pruning_ratio if index else 1.0
     run.start.layer_ratios = config.chain.layer_ratios if index else ""
+    if arm.carried:
+        run.start.batch_stats = "rewind"  # to where the weights are from
     run.start.rounds, run.start.ablation = rounds if index else 1, arm.ablation if index else "none"
     if arm.tuned:
         run.optim.lr, run.optim.constant_lr = config.chain.finetune_lr, True
@@ -141,7 +144,7 @@ def _independent(config: Config, arm: Arm) -> bool:
 def _round(config: Config, chain: Chain, index: int) -> int:
     arm = chain.arm or Arm()
     if _independent(config, arm):
-        return 1
+        return config.chain.cycles + 1  # with the last tickets, so that the first are not kept waiting
     return min(index, 1) + 1 if arm.at_once else index + 1
 
 
@@ -158,6 +161,15 @@ def plan(config: Config, chains: list[Chain]) -> list[Planned]:
     return sorted(planned, key=lambda p: (p.round, p.chain.arm is not None))
 
 
+def check_counts(config: Config, masks: Any) -> None:
+    """Refuses a chain whose cycles, so many of them, would leave nothing, or a layer without a ratio."""
+    chain, sizes = config.chain, trees.map_present(lambda mask: mask.size, masks)
+    if chain.cycles and chain.layer_ratios:
+        allocate.pruned_counts(masks, sizes, chain.layer_ratios, config.start.rounding, chain.cycles)
+    elif chain.cycles and (size := masking.size(masks)):
+        allocate.keep_count(chain.pruning_ratio, size, "pruning_ratio", config.start.rounding, chain.cycles)
+
+
 def check_chain(config: Config) -> None:
     """Refuses what makes no chain, before a folder is touched."""
     chain = config.chain
@@ -165,18 +177,18 @@ def check_chain(config: Config) -> None:
         raise Refusal("imp.py chains the checkpoints itself: leave out matching and previous_ckpt")
     if config.start.layer_ratios or config.start.rounds != 1 or config.start.ablation != "none":
         raise Refusal(
-            "imp.py says what each cycle starts from: set fields of config.chain instead of layer_ratios, "
-            "rounds or ablation of config.start"
+            "imp.py says what each cycle starts from: set config.chain instead of layer_ratios, rounds or "
+            "ablation of config.start (its rounding holds for every cycle)"
         )
     if config.optim.ni < 1:
         raise Refusal("imp.py needs --optim_ni of at least 1: a cycle must train")
     if config.masks.criterion != "none":
         raise Refusal("imp.py prunes from dense: config.masks.criterion must be 'none'")
-    if config.start.rounding not in ROUNDINGS:
-        raise unknown("config.start.rounding", config.start.rounding, ROUNDINGS)
-    check_fraction(chain.pruning_ratio, "pruning_ratio")
+    if config.start.rounding not in allocate.ROUNDINGS:
+        raise unknown("config.start.rounding", config.start.rounding, allocate.ROUNDINGS)
+    allocate.check_fraction(chain.pruning_ratio, "pruning_ratio")
     if chain.layer_ratios:
-        read_ratios(chain.layer_ratios, "config.chain.layer_ratios")
+        allocate.read_ratios(chain.layer_ratios, "config.chain.layer_ratios")
         if chain.pruning_ratio != 1:
             raise Refusal(
                 "config.chain.layer_ratios and --pruning_ratio both say how much is pruned: "
@@ -187,10 +199,17 @@ def check_chain(config: Config) -> None:
     for arm in chain.arms:
         if arm not in ARMS:
             raise unknown("arm", str(arm), ARMS)
+    if len(set(chain.arms)) < len(chain.arms):
+        raise Refusal(f"config.chain.arms names an arm twice: {', '.join(chain.arms)}")
     if "late" in chain.arms and not 0 < chain.late_ni <= config.optim.ni:
         raise Refusal(
-            "the arm late rewinds to step config.chain.late_ni of the dense run: "
+            "the arm late rewinds to step config.chain.late_ni of the dense cycle: "
             f"in 1..{config.optim.ni}, got {chain.late_ni}"
+        )
+    if "late" in chain.arms and (chain.rewind_ni or not config.optim.constant_lr):
+        raise Refusal(
+            "the arm late is for tickets that rewind to step 0 at a constant rate "
+            "(config.chain.rewind_ni=0, --constant_lr=true); else all rewind to config.chain.rewind_ni"
         )
     if "finetune" in chain.arms and chain.finetune_lr is None:
         raise Refusal("the arm finetune has a rate of its own: give --config.chain.finetune_lr=RATE")

@@ -11,7 +11,7 @@ from etils import epath
 from giung2_ext.core import accounting
 from giung2_ext.storage import paths
 from giung2_ext.training import processes
-from giung2_ext.training.hooks import Scores
+from giung2_ext.training.measurement import Scores
 
 
 def clock(seconds: float) -> str:
@@ -54,7 +54,8 @@ def density_text(result: dict[str, Any]) -> str:
 def summary(result: dict[str, Any], folder: epath.Path) -> str:
     """What was kept, how good it is and on what, what it costs, where it is."""
     select, best, last = result["selected_on"], result["scores"]["best"], result["scores"]["last"]
-    by = result.get("selected_by", "accuracy")
+    by = result["selected_by"]
+    chosen = percent([best[select]["accuracy"]]) if by == "accuracy" else f"{best[select]['loss']:.4f}"
     weights = accounting.totals_of(result["prunable"], result["kept"], result["parameters"])
     flops = [accounting.describe_flops(accounting.Totals(**result["flops"]))] if "flops" in result else []
     return "\n".join(
@@ -62,7 +63,7 @@ def summary(result: dict[str, Any], folder: epath.Path) -> str:
             accounting.describe_weights(weights),
             *flops,
             f"best at step {result['best_step']:,} (chosen by {by} on {select}: "
-            f"{percent([best[select]['accuracy']])}): test {percent([best['test']['accuracy']])}; "
+            f"{chosen}): test {percent([best['test']['accuracy']])}; "
             f"last: {select} {percent([last[select]['accuracy']])}, "
             f"test {percent([last['test']['accuracy']])}",
             f"tickets: {folder / paths.best(by)}, {folder / paths.LAST}",

@@ -6,6 +6,7 @@ Every process reads for itself, then all decide together whether a state will do
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments.config import with_defaults
@@ -60,6 +61,17 @@ def recover(
     members = [jax.tree.map(lambda x: x[i], state) if _stacked(notes) else state for i in rows]  # noqa: B023
     older = _older(store, [s for s in steps if s < step], notes["identity"]) if processes.first() else {}
     return Found(step, members, rows, notes, older)
+
+
+def saved_recipes(folder: epath.Path) -> list[dict[str, Any]]:
+    """Of the members of the newest state there whose notes can be read."""
+    store = StateStore(folder, 1)
+    for step in store.steps():
+        try:
+            return [with_defaults(recorded) for recorded in store.notes(step)["identity"]]
+        except Damaged:
+            continue
+    return []
 
 
 def _stacked(notes: dict[str, Any]) -> bool:

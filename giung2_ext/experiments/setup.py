@@ -6,6 +6,7 @@ and nothing is compiled twice.
 
 import functools
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -146,16 +147,20 @@ def check_cut(config: Config, devices: int) -> int:
     return int(text)
 
 
+def source_of(config: Config, kept: dict[Any, Any]) -> Source:
+    origin = json.dumps([config.data.to_dict(), config.placement.data_root])
+    if origin not in kept:
+        kept[origin] = load_source(config)
+    return kept[origin]
+
+
 def make_setup(
     config: Config, members: int, together: bool = False, kept: dict[Any, Any] | None = None
 ) -> Setup:
     """`kept` are sources and placed data of setups made before, to be shared."""
     check_config(config)
     kept = {} if kept is None else kept
-    origin = json.dumps([config.data.to_dict(), config.placement.data_root])
-    if origin not in kept:
-        kept[origin] = load_source(config)
-    source = kept[origin]
+    source = source_of(config, kept)
     options = options_of(config, "model")
     model = build_model(config.model.name, source.num_classes, config.precision, options)
     judge = build_model(config.model.name, source.num_classes, judged_in(config.precision), options)
@@ -176,7 +181,7 @@ def make_setup(
 
     select_on = source.canonical(config.evaluation.select_on)
     cut = json.dumps([config.feed.to_dict(), config.evaluation.to_dict(), config.placement.to_dict()])
-    place = (origin, cut, population.mesh, population.solo)
+    place = (id(source), cut, population.mesh, population.solo)
     if place not in kept:
         kept[place] = make_data(config, source, population, list(dict.fromkeys((select_on, "test"))))
     data = kept[place]
@@ -248,6 +253,12 @@ class Setups:
             self._made[key] = make_setup(config, members, self.together, self._data)
         return self._made[key]
 
+    def dense_masks(self, config: Config) -> Tree:
+        """Of the network that such a config trains."""
+        source = source_of(config, self._data)
+        model = build_model(config.model.name, source.num_classes, "float32", options_of(config, "model"))
+        return masking.dense(count_uses(model, source.image_shape)[0], config.masks.prunable)
+
     def most(self, config: Config, members: int) -> int:
         """How many of so many runs of one shape train side by side: as many as fit, in equal parts."""
         if not self.together:
@@ -255,15 +266,21 @@ class Setups:
         if not config.optim.ni:
             return members
         if config.placement.members != "auto":
-            return min(members, int(config.placement.members))
+            return -(-members // -(-members // int(config.placement.members)))
         key = (shape_of(config), members)
         if key not in self._most:
             limit, parts = FITS * agree(accumulation.device_memory), 1
-            while (size := -(-members // parts)) > 1:
-                need = self.get(config, size).need()
+            while (size := -(-members // parts)) > jax.device_count():
+                need = self._need(config, size)
                 if agree(lambda need=need: need) <= limit:
                     break
-                del self._made[shape_of(config), size]
+                self._made.pop((shape_of(config), size), None)
                 parts += parts
             self._most[key] = size
         return self._most[key]
+
+    def _need(self, config: Config, members: int) -> float:
+        try:
+            return self.get(config, members).need()
+        except accumulation.DoesNotFit:  # in any number of micro-batches
+            return math.inf

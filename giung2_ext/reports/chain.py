@@ -12,7 +12,7 @@ from giung2_ext.core.errors import Refusal
 from giung2_ext.reports import figures, lottery, results, tables
 from giung2_ext.storage import paths, predictions, records, tickets
 
-REPORT, INSTABILITY = "report", "instability.json"
+REPORT = "report"
 FAMILY = re.compile(r"imagenet[^:]*")  # a colon names another split
 
 
@@ -47,9 +47,8 @@ class Point(NamedTuple):
 
 def read_chain(folder: epath.Path) -> list[Point]:
     """Every finished cycle below a chain's folder, with one trial or several."""
-    bases = {int(p.name[6:]): p for p in folder.glob("trial_*") if p.name[6:].isdigit()} or {0: folder}
     points = []
-    for trial, base in sorted(bases.items()):
+    for trial, base in paths.trial_bases(folder).items():
         arms = {p.parent for p in base.glob("*/[0-9][0-9][0-9]") if not p.parent.name.isdigit()}
         for chain in [base, *sorted(arms)]:
             for cycle in sorted(chain.glob("[0-9][0-9][0-9]")):
@@ -80,6 +79,16 @@ def read_masks(points: list[Point]) -> tuple[dict[tuple[int, int], Any], list[st
             except Refusal as error:
                 warnings.append(f"Warning: a ticket is left out of the overlap: {error}.")
     return masks, warnings
+
+
+def read_instability(folder: epath.Path, points: list[Point]) -> dict[str, Any] | None:
+    """What was found on tickets that the chain still has; `left_out` counts the other rows."""
+    found = records.read_json(folder / paths.INSTABILITY)
+    if found:
+        known = {p.result["tickets"]["last"] for p in points}
+        rows = [row for row in found["rows"] if row["a"] in known]
+        found |= {"rows": rows, "left_out": len(found["rows"]) - len(rows)}
+    return found
 
 
 def read_chance(points: list[Point]) -> float | None:
@@ -147,12 +156,20 @@ def instability_notes(found: Mapping[str, Any] | None) -> list[str]:
     """What the columns of the instability are, where it was analysed."""
     if not found:
         return []
-    lines = [
+    lines = []
+    if found["left_out"]:
+        lines.append(
+            f"Warning: {found['left_out']} rows of {paths.INSTABILITY} are of tickets that this chain no "
+            "longer has: run instability.py again."
+        )
+    if not found["rows"]:
+        return lines
+    lines.append(
         "Instability: the highest error on the straight line between two tickets a and b, which were "
         "trained from the same weights under the same mask in another order of the data, minus the mean of "
         f"their errors; at {len(found['alphas'])} places, on {found['dataset']} {found['split']}, "
         f"{found['about']}."
-    ]
+    )
     statistics = found.get("statistics", "none")
     return lines if statistics == "none" else [*lines, f"BatchNorm statistics on the line: {statistics}."]
 
@@ -176,7 +193,7 @@ def write_report(folder: epath.Path | str) -> epath.Path:
     points = read_chain(folder)
     report = folder / REPORT
     (report / "figures").mkdir(parents=True, exist_ok=True)
-    instability = records.read_json(folder / INSTABILITY)
+    instability = read_instability(folder, points)
     found = {"table": tables.chain_table(points), "shifts": tables.shift_table(points)}
     if instability:
         found["instability"] = tables.instability_table(instability)

@@ -47,7 +47,8 @@ def results_table(points: Sequence[Any], identifier: str) -> Table:
     for p in points:
         result, best = p.result, p.result["scores"]["best"]
         row = [arch(p.folder), identifier, p.trial, p.cycle, result["steps"]]
-        row += [best[result["selected_on"]]["loss"], result["best_step"]]
+        stopped = p.selected_by == "loss" and result["selected_on"] != "test"
+        row += [best[result["selected_on"]]["loss"] if stopped else "", result["best_step"]]
         row += [best["test"]["accuracy"], best["test"]["loss"]]
         row += [result["kept"], 100 * p.density, p.arm or "ticket", result["seed"]]
         rows.append([str(cell) for cell in row])

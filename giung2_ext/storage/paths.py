@@ -17,8 +17,9 @@ from etils import epath
 from giung2_ext.core.errors import Refusal
 
 TICKETS, STATES, CHAIN_STATES, DAMAGED = "tickets", "states", "chain_states", "damaged"
-LAST, BEST = "last.ckpt", "best_acc.ckpt"
-BESTS = {"accuracy": BEST, "loss": "best_loss.ckpt"}
+LAST = "last.ckpt"
+BESTS = {"accuracy": "best_acc.ckpt", "loss": "best_loss.ckpt"}
+INSTABILITY = "instability.json"
 POINTER = "giung2-ext-pointer:"
 
 
@@ -37,6 +38,12 @@ def cycle(index: int) -> str:
 
 def trial(index: int) -> str:
     return f"trial_{index}"
+
+
+def trial_bases(folder: epath.Path) -> dict[int, epath.Path]:
+    """Where each trial of a chain lies: below its folder, or one trial in the folder itself."""
+    several = {int(p.name[6:]): p for p in folder.glob("trial_*") if p.name[6:].isdigit()}
+    return dict(sorted(several.items())) or {0: folder}
 
 
 def is_local(path: epath.Path) -> bool:

@@ -193,4 +193,6 @@ def write_result(folder: epath.Path, result: dict[str, Any]) -> None:
 
 
 def read_result(folder: epath.Path) -> dict[str, Any] | None:
-    return read_json(folder / RESULT)
+    """None of an unfinished run. Selection was by accuracy before there was a choice."""
+    result = read_json(folder / RESULT)
+    return None if result is None else {"selected_by": "accuracy"} | result

@@ -15,6 +15,10 @@ import jax
 from giung2_ext.core.errors import Refusal
 
 
+class DoesNotFit(Refusal):
+    """Not even in the most micro-batches."""
+
+
 def possible(batch_size: int, devices: int, group: int | None) -> list[int]:
     """The numbers of micro-batches; `group` is None without BatchNorm, 0 for the whole batch."""
     if group == 0:
@@ -64,7 +68,7 @@ def fewest(need: Callable[[int], float], counts: Sequence[int], limit: float) ->
         if seen[count] <= limit:
             return count
     least = min(seen.values(), default=math.inf)
-    raise Refusal(
+    raise DoesNotFit(
         f"--grad_accum=auto: a step does not fit in {limit / 2**30:.2f} GiB a device, even in "
         f"{counts[-1]} micro-batches ({least / 2**30:.2f} GiB for the best that was tried); use more "
         "devices, an fsdp axis (--mesh), --mixed_precision=true, or a smaller network or batch"

@@ -1,7 +1,8 @@
 """What happens to a run's members between chunks: they are measured, kept and saved.
 
-The best ticket is chosen by the number of hits on one split, strictly more than before, never at step
-0. A name is moved to a new ticket before the surpassed one is removed, so it always resolves.
+The best ticket is chosen on one split, by more hits or by a lower loss than ever before, never at step 0;
+by the loss its step is the early stop of Frankle & Carbin 2019. A name is moved to a new ticket before the
+surpassed one is removed, so it always resolves.
 """
 
 import math
@@ -19,13 +20,13 @@ from giung2_ext.storage.checkpoints import StateStore
 from giung2_ext.storage.records import MetricsLog
 from giung2_ext.training import processes, signals
 from giung2_ext.training.loop import Hook, NonFinite
+from giung2_ext.training.measurement import Scores, measure
 from giung2_ext.training.population import Population
 from giung2_ext.training.program import Program
 from giung2_ext.training.state import State
 from giung2_ext.training.step import Metrics
 
 Tree = Any
-Scores = dict[str, dict[str, float]]  # {split: {accuracy, loss, seen}}
 
 
 class SaveEvery(NamedTuple):
@@ -53,24 +54,6 @@ class Member(NamedTuple):
     folder: epath.Path
     lineage: dict[str, Any]
     log: MetricsLog | None  # of the first process
-
-
-def measure(
-    program: Program, population: Population, network: tuple[Tree, Tree], splits: Mapping[str, Tree]
-) -> list[Scores]:
-    """Every member's scores on every split; `correct` is the exact number of hits."""
-    sums = {name: program.evaluate(network, batches) for name, batches in splits.items()}
-    return [{name: _means(member) for name, member in scores.items()} for scores in population.gather(sums)]
-
-
-def _means(sums: Mapping[str, Any]) -> dict[str, float]:
-    seen = int(sums["seen"])
-    return {
-        "accuracy": int(sums["correct"]) / seen,
-        "loss": float(sums["loss"]) / seen,
-        "correct": int(sums["correct"]),
-        "seen": seen,
-    }
 
 
 class Keeper:

@@ -160,7 +160,7 @@ def _resident(feed: Feed, steps: Steps, prepare: Callable[..., Any], population:
     compiled_update = population.compile(update, donate=True)
     orders = population.abstract_whole(jax.ShapeDtypeStruct(feed.arrays["labels"].shape, jnp.int32))
     blank = jax.jit(lambda: jnp.zeros(orders.shape, orders.dtype), out_shardings=orders.sharding)
-    last: dict[str, Any] = {"key": None}  # of the members that made the last chunk, where it ended, their orders
+    last: dict[str, Any] = {"key": None}  # whose chunk was the last, where it ended, and their orders
 
     def run_chunk(members: State, at: int, data: Mapping[str, Array], length: int) -> tuple[State, Metrics]:
         fresh = last["key"] is not members.key or last["at"] != at

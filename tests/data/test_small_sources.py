@@ -3,6 +3,7 @@
 import collections
 import gzip
 import io
+import itertools
 import json
 import os
 import pickle
@@ -32,8 +33,8 @@ MODULES = {"mnist": mnist, "fashion_mnist": fashion_mnist, "cifar10": cifar10, "
 SHAPES = {name: (28, 28, 1) if "mnist" in name else (32, 32, 3) for name in MODULES}
 CLASSES = {name: 100 if name == "cifar100" else 10 for name in MODULES}
 INNER = {
-    "mnist": ("mnist", "MNIST/raw", ""),
-    "fashion_mnist": ("fashion_mnist", "FashionMNIST/raw", ""),
+    "mnist": ("mnist", "MNIST/raw"),
+    "fashion_mnist": ("fashion_mnist", "FashionMNIST/raw"),
     "cifar10": ("cifar-10-batches-py", ""),
     "cifar100": ("cifar-100-python", ""),
 }
@@ -123,19 +124,18 @@ def test_idx_files_are_read_gzipped_or_not_with_a_dash_or_a_dot(name, dot, packe
 
 
 def test_whether_a_file_is_gzipped_is_told_by_its_content(tmp_path):
-    write("mnist", tmp_path, packed=True)
+    folder = write("mnist", tmp_path / "mnist", packed=True)
     for files in IDX.values():
-        unpacked = gzip.decompress((tmp_path / f"{files[0]}.gz").read_bytes())
-        (tmp_path / f"{files[0]}.gz").write_bytes(unpacked)
-        (tmp_path / f"{files[1]}.gz").rename(tmp_path / files[1])
+        unpacked = gzip.decompress((folder / f"{files[0]}.gz").read_bytes())
+        (folder / f"{files[0]}.gz").write_bytes(unpacked)
+        (folder / f"{files[1]}.gz").rename(folder / files[1])
     check_published("mnist", build("mnist", tmp_path))
 
 
 def test_a_folder_named_for_the_set_comes_before_the_root(tmp_path):
-    write("fashion_mnist", tmp_path)
-    write("mnist", tmp_path / "mnist")
-    check_published("mnist", build("mnist", tmp_path))
-    check_published("fashion_mnist", build("fashion_mnist", tmp_path))
+    folder = write("fashion_mnist", tmp_path / "mnist")  # whatever it is
+    write("mnist", folder / "mnist")
+    check_published("mnist", build("mnist", folder))
 
 
 def test_mnist_and_fashion_mnist_may_both_lie_below_one_root(tmp_path):
@@ -146,26 +146,35 @@ def test_mnist_and_fashion_mnist_may_both_lie_below_one_root(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "other", "inner"),
-    [
-        ("mnist", "fashion_mnist", "fashion_mnist"),
-        ("mnist", "fashion_mnist", "FashionMNIST/raw"),
-        ("mnist", "fashion_mnist", "fashion-mnist"),
-        ("mnist", "fashion_mnist", "fashion-mnist/data/fashion"),
-        ("fashion_mnist", "mnist", "mnist"),
-        ("fashion_mnist", "mnist", "MNIST/raw"),
-    ],
+    "inner", ["data", "fashion-mnist/data/fashion", "raw", "mnist/fashion", "mnist/raw/x"]
 )
-def test_a_folder_named_for_the_other_set_is_never_taken(name, other, inner, tmp_path, monkeypatch):
-    folder = write(other, tmp_path / inner)
-    check_published(other, build(other, folder))
+def test_idx_files_in_a_folder_without_the_name_of_a_set_are_taken_for_none(inner, tmp_path, monkeypatch):
+    folder = write("mnist", tmp_path / inner)
     monkeypatch.chdir(folder)
-    for root in (folder, "."):
-        with pytest.raises(Missing, match=rf"no train-images.*\({re.escape(str(root))} is passed over"):
+    for name, root in itertools.product(("mnist", "fashion_mnist"), (folder, ".", "../" + folder.name)):
+        with pytest.raises(Missing, match=rf"into a folder DIR/{name} \(its name alone tells") as raised:
             build(name, root)
-    with pytest.raises(Missing) as raised:
-        build(name, tmp_path)
-    assert "passed over" not in str(raised.value)
+        folders = [f"{epath.Path(root) / each} (which does not exist)" for each in INNER[name]]
+        assert f"idx1-ubyte in {', '.join(folders)}, and no {name}/VERSION" in str(raised.value)
+
+
+NAMED = {
+    "mnist": ["mnist", "MNIST", "MNIST/raw", "mnist/raw"],
+    "fashion_mnist": ["fashion_mnist", "FashionMNIST/raw", "fashion-mnist", "Fashion-MNIST/raw"],
+}
+
+
+@pytest.mark.parametrize(("name", "inner"), [(name, inner) for name in NAMED for inner in NAMED[name]])
+def test_idx_files_of_a_root_are_taken_for_the_set_that_it_is_named_for_alone(
+    name, inner, tmp_path, monkeypatch
+):
+    folder = write(name, tmp_path / inner)
+    monkeypatch.chdir(folder)
+    [other] = NAMED.keys() - {name}
+    for root in (folder, ".", f"{folder}/../{folder.name}"):
+        check_published(name, build(name, root))
+        with pytest.raises(Missing, match=rf"into a folder DIR/{other} "):
+            build(other, root)
 
 
 def test_the_publishers_files_need_no_decoder_of_images(tmp_path):
@@ -231,7 +240,7 @@ BAD_IDX = {
 @pytest.mark.parametrize("kind", BAD_IDX)
 def test_a_bad_idx_file_is_refused_by_name(kind, tmp_path):
     file, damage, told = BAD_IDX[kind]
-    path = write("mnist", tmp_path) / file
+    path = write("mnist", tmp_path / "mnist") / file
     damage(path)
     with pytest.raises(Refusal) as raised:
         build("mnist", tmp_path)
@@ -240,11 +249,12 @@ def test_a_bad_idx_file_is_refused_by_name(kind, tmp_path):
 
 
 def test_labels_beyond_the_classes_are_refused(tmp_path):
-    put(np.full(15, 10))(write("mnist", tmp_path) / IDX["test"][1])
+    folder = write("mnist", tmp_path / "mnist")
+    put(np.full(15, 10))(folder / IDX["test"][1])
     with pytest.raises(Refusal, match=r"test labels must be in 0\.\.9, got 10\.\.10"):
         build("mnist", tmp_path)
-    put(np.zeros(0))(tmp_path / IDX["test"][1])
-    put(np.zeros((0, 28, 28)))(tmp_path / IDX["test"][0])
+    put(np.zeros(0))(folder / IDX["test"][1])
+    put(np.zeros((0, 28, 28)))(folder / IDX["test"][0])
     with pytest.raises(Refusal, match=r"test labels must be in 0\.\.9, got none"):
         build("mnist", tmp_path)
 
@@ -285,21 +295,20 @@ def test_a_set_that_is_not_there_is_refused_by_its_files_and_where_they_were_loo
 
 @pytest.mark.parametrize("name", MODULES)
 def test_of_a_set_that_is_partly_there_the_missing_files_are_named(name, tmp_path):
-    first, *others = sorted(write(name, tmp_path).iterdir())
+    folder = write(name, tmp_path / INNER[name][0])
+    first, *others = sorted(folder.iterdir())
     first.unlink()
-    with pytest.raises(
-        Missing, match=rf"no {first.name} in {tmp_path}, which has the other files"
-    ) as raised:
+    with pytest.raises(Missing, match=rf"no {first.name} in {folder}, which has the other files") as raised:
         build(name, tmp_path)
     assert not any(other.name in str(raised.value).partition(" in ")[0] for other in others)
     first.mkdir()  # a folder is no file
-    with pytest.raises(Missing, match=rf"no {first.name} in {tmp_path}, which"):
+    with pytest.raises(Missing, match=rf"no {first.name} in {folder}, which"):
         build(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_some_of_train_is_held_out_and_the_mean_has_every_channel(name, tmp_path):
-    write(name, tmp_path)
+    write(name, tmp_path / INNER[name][0])
     for holdout in (0, -1, 50):
         with pytest.raises(Refusal, match=rf"config\.data\.holdout must be in 1\.\.49, got {holdout}"):
             build(name, tmp_path, holdout=holdout)
@@ -389,7 +398,7 @@ def test_from_tfds_come_the_pixels_and_labels_of_the_publishers_files(
     name, form, tfds_roots, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(_small, "STRETCH", 7)  # as threads share a larger set
-    theirs, source = build(name, write(name, tmp_path)), build(name, tfds_roots[form])
+    theirs, source = build(name, write(name, tmp_path / name)), build(name, tfds_roots[form])
     assert rows(source.split("test")) == rows(theirs.split("test"))
     both = ("train", "holdout")
     assert rows(*map(source.split, both)) == rows(*map(theirs.split, both))

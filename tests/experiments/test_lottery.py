@@ -1,15 +1,19 @@
 """The arms of a ticket experiment are runs that can be typed, and what they are said to be."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 from etils import epath
-from fakes import REPOSITORY
+from fakes import REPOSITORY, Stopped, dying_at
 
+from giung2_ext.core import ablations
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
-from giung2_ext.experiments import lottery
+from giung2_ext.experiments import imp, lottery, single
 from giung2_ext.experiments import setup as setups
+from giung2_ext.experiments.config import recipe
 from giung2_ext.storage import records
 from giung2_ext.storage.tickets import read_ticket
 from giung2_ext.training import accumulation
@@ -20,7 +24,8 @@ QUICK = (
     "--config.chain.trials=1",
     "--config.chain.layer_ratios=dense:0.5,cls:0.75", "--config.start.rounding=nearest",
     "--config.chain.prune_from=last", "--config.evaluation.select_by=loss", "--config.chain.late_ni=6",
-    "--config.evaluation.test_every=6", "--config.chain.finetune_lr=0.0001",
+    "--config.evaluation.test_every=6", "--config.chain.finetune_lr=0.0001", "--periodic_ckpt=true",
+    "--config.tickets.every=6",
 )  # fmt: skip
 KEPT = [19200 + 30000 + 1000, 9600 + 15000 + 750, 4800 + 7500 + 562]  # 8x8-300-100-10; 562.5 to even
 ARMS = tuple(lottery.ARMS)
@@ -103,17 +108,28 @@ def test_arms_have_the_masks_and_weights_they_are_named_for(whole):
         )
     }
     assert all(at_once.values()), at_once
-    for arm, base in (("reinit", "reinit"), ("random", "random")):
-        assert not same(start_of(whole / base).params, point.params), arm
-    assert same(start_of(whole / "late", "iter_000000.ckpt").params, point.params)
-    assert masks_equal(last["late"], read_ticket(whole / "late/002/best_loss.ckpt"))
+    for arm in ("reinit", "random"):
+        assert not same(start_of(whole / arm).params, point.params), arm
 
 
-def test_a_late_point_is_that_step_of_the_dense_run(chain, tmp_path):
-    chain(tmp_path / "c", *QUICK, "--config.chain.arms=late", "--config.chain.cycles=0",
-          "--periodic_ckpt=true", "--config.tickets.every=6")  # fmt: skip
-    late, dense = (start_of(tmp_path / "c" / place, "iter_000006.ckpt") for place in ("late", "000"))
-    assert same(late.params, dense.params)
+def test_every_arm_starts_from_the_weights_it_is_named_for(whole):
+    point, late = start_of(whole), start_of(whole / "late", "iter_000006.ckpt")
+    sources = dict.fromkeys(("", "shuffle", "one_shot", "sibling"), point) | {"late": late}
+    sources |= {arm: start_of(whole / arm) for arm in ("reinit", "random")}
+    sources |= {arm: read_ticket(whole / arm / "001/last.ckpt") for arm in ("no_rewind", "finetune")}
+    for arm, source in sources.items():
+        begun = start_of(whole / arm / "002")
+        assert same(begun.params, masking.apply(begun.masks, source.params)), arm
+    begun = start_of(whole / "signs/002")
+    flat = ablations.signs(point.params, point.masks)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+        begun.params,
+        masking.apply(begun.masks, flat),
+    )
+    assert same(late.params, start_of(whole / "000", "iter_000006.ckpt").params)
+    layers = {arm: read_ticket(whole / arm / "002/last.ckpt").meta["layers"] for arm in ("", *ARMS)}
+    assert all(counts == layers[""] for counts in layers.values())
 
 
 def test_runs_without_rewinding_start_where_the_cycle_before_ended(whole):
@@ -145,46 +161,54 @@ def test_random_networks_wait_for_no_ticket_and_the_others_for_what_they_prune(c
     for p in planned:
         rounds.setdefault(p.chain.base.name, {})[p.cycle] = p.round
     assert rounds["c"] == {None: 0, 0: 1, 1: 2, 2: 3, 3: 4}
-    assert rounds["random"] == {None: 0, 1: 1, 2: 1, 3: 1}
+    assert rounds["random"] == {None: 0, 1: 4, 2: 4, 3: 4}
     assert rounds["one_shot"] == {1: 2, 2: 2, 3: 2}
     assert rounds["reinit"] == {None: 0, 1: 2, 2: 3, 3: 4}
     assert rounds["no_rewind"] == {1: 2, 2: 3, 3: 4}
     assert rounds["sibling"] == {0: 1, 1: 2, 2: 3, 3: 4}
 
 
-def test_a_population_that_does_not_fit_is_split_and_computes_the_same(
-    whole, chain, tmp_path, monkeypatch, capsys
-):
-    flags = (*QUICK, "--config.chain.arms=reinit,random", "--config.chain.cycles=1")
-    needs = []
-    monkeypatch.setattr(setups, "FITS", 1.0)
-    whole_need = accumulation.needed
+def test_under_a_global_ratio_random_networks_have_the_counts_of_the_tickets(config_of):
+    flags = ("--config.chain.layer_ratios=", "--pruning_ratio=0.8", "--config.chain.arms=random,one_shot")
+    config = config_of(*QUICK, *flags, "--config.chain.cycles=3")
+    planned = lottery.plan(config, lottery.plan_chains(config, epath.Path("/nowhere/c")))
+    found = {(p.chain.base.name, p.cycle): (p.run.config.start, p.round) for p in planned}
+    random, number = found["random", 2]
+    assert random.previous_ckpt.endswith("/c/001/last.ckpt")
+    assert (random.pruning_ratio, random.rounds, random.ablation, number) == (0.8, 1, "shuffle", 3)
+    at_once, _ = found["one_shot", 3]
+    assert at_once.previous_ckpt.endswith("/c/000/last.ckpt")
+    assert (at_once.pruning_ratio, at_once.rounds, at_once.layer_ratios) == (0.8, 3, "")
 
-    def needed(compile_steps):
-        needs.append(whole_need(compile_steps))
-        return needs[-1]
 
-    monkeypatch.setattr(accumulation, "needed", needed)
-    monkeypatch.setattr(accumulation, "device_memory", lambda: 1e12)
-    chain(tmp_path / "wide", *flags, "--config.chain.trials=2")
-    assert "members," not in capsys.readouterr().out
-    widest = max(needs)
-    one = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda *a: one)
-    monkeypatch.setattr(accumulation, "device_memory", lambda: int(1.05 * widest))
-    chain(tmp_path / "narrow", *flags, "--config.chain.trials=2")
-    assert "members," in capsys.readouterr().out
-    names = [str(p.relative_to(tmp_path / "wide")) for p in (tmp_path / "wide").rglob("*.ckpt")]
-    assert len(names) > 10
-    for name in names:
-        assert (
-            read_ticket(tmp_path / "wide" / name).digest == read_ticket(tmp_path / "narrow" / name).digest
-        )
+def test_weights_that_go_on_keep_their_batch_statistics(config_of):
+    config = config_of(*QUICK, f"--config.chain.arms={','.join(ARMS)}")
+    planned = lottery.plan(config, lottery.plan_chains(config, epath.Path("/nowhere/c")))
+    kept = {p.chain.base.name for p in planned if p.run.config.start.batch_stats == "rewind"}
+    assert kept == {"no_rewind", "finetune"}
+
+
+def test_as_many_members_train_together_as_fit_in_equal_parts(config_of, monkeypatch):
+    config, tried = config_of(*QUICK), []
+
+    def need(self, config, members):
+        tried.append(members)
+        return 10.0 * members
+
+    monkeypatch.setattr(setups.Setups, "_need", need)
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    for memory, members, expected in ((1000, 20, 20), (120, 20, 10), (60, 21, 6), (1, 20, 2)):
+        monkeypatch.setattr(accumulation, "device_memory", lambda memory=memory: memory / setups.FITS)
+        assert setups.Setups(True).most(config, members) == expected
+    assert tried == [20, 20, 10, 21, 11, 6, 20, 10, 5, 3]
+    assert setups.Setups(False).most(config, 20) == 1
+    config.placement.members = "9"
+    assert setups.Setups(True).most(config, 20) == 7
 
 
 def test_the_number_of_members_can_be_forced_and_changes_nothing(whole, chain, tmp_path, capsys):
     chain(tmp_path / "c", *QUICK, "--config.chain.arms=reinit,shuffle", "--config.placement.members=2")
-    assert "3 members, 2 at a time" in capsys.readouterr().out
+    assert "3 members, 2 + 1 at a time" in capsys.readouterr().out
     for place in ("002", "reinit/002", "shuffle/002"):
         assert last_of(tmp_path / "c" / place) == last_of(whole / place)
 
@@ -204,7 +228,7 @@ def test_arms_can_be_added_to_a_chain_that_is_finished(whole, chain, tmp_path, c
         ("--pruning_ratio=0.8", "both say how much is pruned"),
         ("--config.chain.layer_ratios=fc:0.8", "kinds: conv, dense, cls"),
         ("--config.chain.prune_from=first", "known: best, last"),
-        ("--config.start.rounds=2", "set fields of config.chain"),
+        ("--config.start.rounds=2", "set config.chain instead"),
         ("--config.start.rounding=up", "known: cutoff, floor, nearest"),
         ("--config.placement.members=0", "must be auto or a number from 1"),
         ("--config.evaluation.select_by=luck", "known: accuracy, loss"),
@@ -223,3 +247,67 @@ def test_arms_that_need_a_number_ask_for_it(chain, tmp_path):
     ):
         with pytest.raises(Refusal, match=message):
             chain(tmp_path / "c", *QUICK, f"--config.chain.arms={arm}", unset)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--config.chain.arms=late", "--constant_lr=false"), "rewind to step 0 at a constant rate"),
+        (("--config.chain.arms=late", "--config.chain.rewind_ni=3"), "rewind to step 0 at a constant rate"),
+        (("--config.chain.arms=signs,signs",), "names an arm twice: signs, signs"),
+        (("--config.chain.finetune_lr=-1",), r"config\.chain\.finetune_lr must be"),
+        (("--config.chain.layer_ratios=cls:0.9",), "says nothing of dense"),
+        (
+            ("--config.chain.layer_ratios=dense:0.01,cls:0.9", "--config.chain.cycles=3"),
+            "3 times, keeps none",
+        ),
+    ],
+)
+def test_what_would_fail_after_hours_fails_at_once(flags, message, chain, tmp_path):
+    with pytest.raises(Refusal, match=message):
+        chain(tmp_path / "c", *QUICK, *flags)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_chain_has_one_precision_whatever_the_machine_would_choose_now(
+    chain, config_of, tmp_path, monkeypatch
+):
+    flags = (*QUICK, "--mixed_precision=true", "--config.chain.cycles=1", "--config.chain.arms=reinit")
+    begun = config_of(*flags, "--config.precision=bfloat16", "--mixed_precision=false")
+    (tmp_path / "c").mkdir()
+    records.record_session(tmp_path / "c", recipe(single.settled(tmp_path / "c", begun)), {})
+    planned = []
+    monkeypatch.setattr(single, "mixed_precision", lambda: "float32")
+    monkeypatch.setattr(imp.Story, "run", lambda story: planned.extend(story.planned))
+    chain(tmp_path / "c", *flags)
+    assert {p.run.config.precision for p in planned} == {"bfloat16"}
+    assert len(planned) == 5
+
+
+def test_a_chain_of_before_there_was_a_choice_goes_on(chain, tmp_path, capsys):
+    flags = (*QUICK, "--config.evaluation.select_by=accuracy", "--config.chain.cycles=0")
+    chain(tmp_path / "c", *flags)
+    for file in tmp_path.rglob("result.json"):
+        result = json.loads(file.read_text())
+        del result["selected_by"]
+        file.write_text(json.dumps(result))
+    capsys.readouterr()
+    chain(tmp_path / "c", *flags)
+    assert capsys.readouterr().out.count("finished before") == 2
+
+
+def test_a_part_of_a_round_goes_on_as_it_was_begun(whole, chain, tmp_path, monkeypatch, capsys):
+    flags = (*QUICK, "--config.chain.arms=reinit,shuffle", "--save_every=4", "--config.chain.cycles=1")
+    chain(tmp_path / "c", *flags, "--config.chain.cycles=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(single, "run_loop", dying_at(12))
+        with pytest.raises(Stopped):
+            chain(tmp_path / "c", *flags, "--config.placement.members=2")
+    capsys.readouterr()
+    chain(tmp_path / "c", *flags)
+    said = capsys.readouterr().out
+    assert "3 members, 2 + 1 at a time" in said
+    assert said.count("continuing from step 8") == 1
+    for place in ("001", "reinit/001", "shuffle/001"):
+        assert last_of(tmp_path / "c" / place) == last_of(whole / place)
+    assert not list((tmp_path / "c/chain_states").glob("001*/*"))

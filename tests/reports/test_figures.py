@@ -34,7 +34,7 @@ def make_chain(folder, trials):
                 name: {"kernel": mask["kernel"] * 2.0, "bias": np.ones(4)} for name, mask in masks.items()
             }
             path, meta = tickets.write_ticket(run, params, masks, {}, {"seed": t, "arm": place})
-            tickets.name_ticket(run, paths.BEST, path)
+            tickets.name_ticket(run, paths.best("accuracy"), path)
             accuracy = 0.9 - 0.1 * cycle + 0.01 * t - 0.2 * arm
             scores = {
                 when: {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from giung2_ext.reports import chain, figures, results, tables
+from giung2_ext.reports import chain, figures, lottery, results, tables
 from giung2_ext.storage import paths, records, tickets
 
 PLACES = [
@@ -32,7 +32,11 @@ def scores(draw):
     }
 
 
-def make_run(folder, seed, selected_by="loss"):
+def last_of(seed):
+    return f"{seed:064d}"
+
+
+def make_run(folder, seed, selected_by="loss", selected_on="holdout"):
     """What a finished run leaves: recipe, metrics of three splits, ticket, result."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(seed)
@@ -49,8 +53,10 @@ def make_run(folder, seed, selected_by="loss"):
     path, meta = tickets.write_ticket(folder, params, masks, {}, {"seed": seed, "num_classes": 4})
     tickets.name_ticket(folder, paths.best(selected_by), path)
     result = {key: meta[key] for key in ("kept", "prunable", "parameters", "layers")}
-    result |= dict(selected_on="holdout", selected_by=selected_by, seed=seed, steps=STEPS[-1], parents={})
-    result |= dict(best_step=int(draw.integers(1000, 9000)), tickets=dict(best="b" * 64, last="l" * 64))
+    result |= dict(selected_on=selected_on, selected_by=selected_by, seed=seed, steps=STEPS[-1], parents={})
+    result |= dict(
+        best_step=int(draw.integers(1000, 9000)), tickets=dict(best="b" * 64, last=last_of(seed))
+    )
     result["scores"] = {when: scores(draw) for when in ("start", "best", "last")}
     records.write_result(folder, result)
 
@@ -97,6 +103,17 @@ def test_every_run_is_in_the_results_once_as_it_was_recorded(folder, undrawn):
         "arch,identifier,trial,round,iterations,best_validation_loss,best_iteration,acc_at_best_iter,"
         "loss_at_best_iter,num_weights,percent_weights,arm,seed"
     )
+
+
+def test_only_of_an_early_stop_is_the_lowest_validation_loss_known(tmp_path, undrawn):
+    ways = [("loss", "holdout"), ("accuracy", "holdout"), ("loss", "test"), ("accuracy", "test")]
+    folder = epath.Path(tmp_path)
+    for cycle, way in enumerate(ways):
+        make_run(folder / f"{cycle:03d}", cycle, *way)
+    rows = read_csv(chain.write_report(folder) / "results.csv")
+    best = records.read_result(folder / "000")["scores"]["best"]
+    assert [row.pop("best_validation_loss") for row in rows] == [str(best["holdout"]["loss"]), "", "", ""]
+    assert all(cell for row in rows for cell in row.values())
 
 
 def test_every_measurement_of_the_test_split_is_written_once_and_no_other(folder, undrawn):
@@ -174,16 +191,17 @@ def test_masks_are_those_of_the_ticket_that_was_selected(tmp_path):
     make_run(folder / "000", 1)
     stranger = {"fc": {"kernel": np.ones((20, 10), bool)}}
     path, _ = tickets.write_ticket(folder / "000", {"fc": {"kernel": np.ones((20, 10))}}, stranger, {}, {})
-    tickets.name_ticket(folder / "000", paths.BEST, path)
+    tickets.name_ticket(folder / "000", paths.best("accuracy"), path)
     [point] = chain.read_chain(folder)
     masks, _ = chain.read_masks([point])
     assert masks[0, 0]["fc"]["kernel"].sum() == point.result["kept"]
     assert chain.read_chance([point]) == 25
     make_run(folder / "001", 2, selected_by="accuracy")
+    result = records.read_result(folder / "001")
+    del result["selected_by"]  # as older results are
+    records.write_result(folder / "001", result)
     points = chain.read_chain(folder)
     assert [p.best.name for p in points] == ["best_loss.ckpt", "best_acc.ckpt"]
-    del points[1].result["selected_by"]  # as older results are
-    assert points[1].best.name == "best_acc.ckpt"
     assert chain.read_chance(points[1:]) == 25
 
 
@@ -233,7 +251,7 @@ def make_instability(trials=3):
     for trial in range(trials):
         for cycle, kept in ((0, 200), (4, 80 + trial)):
             error = draw.random(5)
-            known = dict(trial=trial, cycle=cycle, kept=kept, prunable=200, a="a" * 64, b="b" * 64)
+            known = dict(trial=trial, cycle=cycle, kept=kept, prunable=200, a=last_of(trial), b="b" * 64)
             apart = error.max() - (error[0] + error[-1]) / 2
             rows.append(known | dict(error=error.tolist(), loss=[1.0] * 5, instability=apart))
     alphas = [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -265,6 +283,44 @@ def test_an_analysis_of_instability_joins_the_page(folder, undrawn):
     rows = read_csv(report / "instability.csv")
     assert [row["cycle"] for row in rows] == ["000", "004"]
     assert "instability % sd" in rows[0]
+    assert "Warning" not in text
+
+
+def test_an_analysis_of_tickets_that_the_chain_no_longer_has_is_left_out(folder, monkeypatch):
+    shown = []
+    monkeypatch.setattr(figures, "draw_all", lambda pictures, to: shown.append(pictures) or [])
+    analysed = make_instability()
+    (folder / "instability.json").write_text(json.dumps(analysed))
+    again = folder / PLACES[1] / "result.json"
+    result = json.loads(again.read_text())
+    result["tickets"]["last"] = "d" * 64
+    again.write_text(json.dumps(result))
+    report = chain.write_report(folder)
+    kept = [row for row in analysed["rows"] if row["a"] != last_of(1)]
+    expected = tables.to_markdown(tables.instability_table(analysed | {"rows": kept}))
+    assert (report / "instability.md").read_text() == expected + "\n"
+    assert "mean of 2 trials" in shown[0]["instability"].caption
+    assert (
+        "\n- Warning: 2 rows of instability.json are of tickets that this chain no longer has: "
+        "run instability.py again.\n" in (report / "report.md").read_text()
+    )
+    result["tickets"]["best"] = last_of(1)  # lines are between last tickets
+    again.write_text(json.dumps(result))
+    assert chain.read_instability(folder, chain.read_chain(folder))["rows"] == kept
+
+
+def test_an_analysis_of_other_tickets_alone_has_a_warning_and_nothing_else(folder, undrawn):
+    analysed = make_instability()
+    for row in analysed["rows"]:
+        row["a"] = "a" * 64
+    (folder / "instability.json").write_text(json.dumps(analysed))
+    report = chain.write_report(folder)
+    text = (report / "report.md").read_text()
+    assert "- Warning: 6 rows of instability.json" in text
+    assert "Instability:" not in text
+    assert not (report / "instability.md").exists()
+    found = chain.read_instability(folder, chain.read_chain(folder))
+    assert "instability" not in lottery.pictures(chain.read_chain(folder), {}, found, None)
 
 
 def test_every_figure_is_on_the_page_with_its_caption(tmp_path):

@@ -231,13 +231,14 @@ def test_dropping_the_unnamed_keeps_every_named_ticket(folder):
     made = [write(folder, step=step)[0] for step in range(6)]
     tickets.name_ticket(folder, paths.LAST, made[1])
     tickets.name_ticket(folder, paths.iteration(1), made[1])
-    tickets.name_ticket(folder, paths.BEST, made[0])
-    tickets.name_ticket(folder, paths.BEST, made[4])  # surpassed: 0 has lost its only name
+    tickets.name_ticket(folder, paths.best("accuracy"), made[0])
+    tickets.name_ticket(folder, paths.best("accuracy"), made[4])  # surpassed: 0 has lost its only name
     (folder / paths.iteration(5)).write_text(f"{paths.POINTER}{paths.TICKETS}/{made[5].name}")
     tickets.drop_unnamed(folder)
     left = {made[1].name, made[4].name, made[5].name}
     assert {p.name for p in (folder / paths.TICKETS).iterdir()} == left
-    for name, step in ((paths.LAST, 1), (paths.iteration(1), 1), (paths.BEST, 4), (paths.iteration(5), 5)):
+    best = paths.best("accuracy")
+    for name, step in ((paths.LAST, 1), (paths.iteration(1), 1), (best, 4), (paths.iteration(5), 5)):
         assert tickets.read_ticket(folder / name).meta["step"] == step
 
 

@@ -144,6 +144,25 @@ def test_chunks_of_any_length_share_one_program_and_cut_nothing():
     assert bits(program.observe(whole)) == bits(program.observe(parts))
 
 
+def test_an_epochs_order_is_never_that_of_other_members_or_of_another_epoch():
+    population, program, data, member = make(1, "map", 1)
+
+    def begin(i, step=0):
+        return population.join([member(i)]).replace(step=np.int32(step))
+
+    first, second = begin(0), begin(1)
+    for length in (5, 3, 15):  # in turns, into the second epoch of 20 steps
+        first, _ = program.chunk(first, data, length)
+        second, _ = program.chunk(second, data, length)
+    for i, state in enumerate((first, second)):
+        alone, _ = program.chunk(begin(i), data, 23)
+        assert bits(program.observe(state)) == bits(program.observe(alone))
+    none, _ = program.chunk(begin(0), data, 0)
+    jumped, _ = program.chunk(none.replace(step=np.int32(45)), data, 3)
+    straight, _ = program.chunk(begin(0, 45), data, 3)
+    assert bits(program.observe(jumped)) == bits(program.observe(straight))
+
+
 def test_an_unknown_strategy_is_refused():
     with pytest.raises(Refusal, match="unknown population strategy 'pmap'"):
         Population(2, "pmap")

@@ -21,7 +21,7 @@ FILES = {
 SHAPE = (28, 28, 1)
 
 
-def published(dataset: str, title: str, page: str, never: tuple[str, ...]) -> Published:
+def published(dataset: str, title: str, page: str) -> Published:
     return Published(
         dataset=dataset,
         folders=(dataset, f"{title.replace('-', '')}/raw"),  # the latter is torchvision's
@@ -29,10 +29,10 @@ def published(dataset: str, title: str, page: str, never: tuple[str, ...]) -> Pu
         read=read,
         shape=SHAPE,
         num_classes=10,
-        fetch=f"put the four files of {title} ({page}), gzipped or not, into DIR/{dataset} "
-        "and give --data_root=DIR",
+        fetch=f"put the four files of {title} ({page}), gzipped or not, into a folder DIR/{dataset} "
+        "(its name alone tells MNIST from Fashion-MNIST) and give --data_root=DIR",
         spellings=spellings,
-        never=never,
+        told_by_name=True,
     )
 
 

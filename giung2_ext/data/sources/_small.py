@@ -24,14 +24,14 @@ class Published(NamedTuple):
     """A set as its publishers give it away."""
 
     dataset: str  # its name in TFDS too
-    folders: tuple[str, ...]  # below a root, which may also be one of them itself
+    folders: tuple[str, ...]  # below a root, whose files may also lie in itself
     files: Mapping[str, tuple[str, ...]]  # of each split
     read: Callable[[Sequence[epath.Path]], tuple[np.ndarray, np.ndarray]]  # a split's images and labels
     shape: tuple[int, int, int]
     num_classes: int
     fetch: str  # what to do where the files are missing
     spellings: Callable[[str], Sequence[str]] = lambda name: (name,)  # of a file's name
-    never: tuple[str, ...] = ()  # folders of another set whose files have the same names
+    told_by_name: bool = False  # another set's files have the same names: a root must be named for this one
 
 
 def build(
@@ -54,8 +54,7 @@ def _read(published: Published, root: str | None) -> tuple[dict[str, Split], str
     """The splits, and where they were found."""
     named = [root, os.environ.get("TFDS_DATA_DIR")]
     roots = [epath.Path(place).expanduser() for place in dict.fromkeys(filter(None, named))]
-    folders = [place / name for place in roots for name in (*published.folders, "")]
-    found = {folder: _files(published, folder) for folder in folders if not _is_anothers(published, folder)}
+    found = {folder: _files(published, folder) for place in roots for folder in _folders(published, place)}
     for folder, files in found.items():
         if all(files.values()):
             stored = {
@@ -69,7 +68,7 @@ def _read(published: Published, root: str | None) -> tuple[dict[str, Split], str
             stored = {split: _decoded(folder, split, published.shape) for split in published.files}
             about = f"{tfds_folders.describe(folder)} in {folder}"
             return _checked(published, folder, stored), about
-    raise Missing(_missing(published, roots, folders, found))
+    raise Missing(_missing(published, roots, found))
 
 
 def _checked(
@@ -81,6 +80,14 @@ def _checked(
     }
 
 
+def _folders(published: Published, root: epath.Path) -> list[epath.Path]:
+    """Where the files may be, the root itself last."""
+    whole = root.resolve()
+    name = whole.parent.name if whole.name == "raw" else whole.name
+    itself = not published.told_by_name or _plain(name) == _plain(published.dataset)
+    return [*(root / inner for inner in published.folders), *([root] if itself else [])]
+
+
 def _files(published: Published, folder: epath.Path) -> dict[str, epath.Path | None]:
     """Where each file is. Folders of such a name, as unpacking may make them, are none."""
     return {
@@ -90,12 +97,6 @@ def _files(published: Published, folder: epath.Path) -> dict[str, epath.Path | N
     }
 
 
-def _is_anothers(published: Published, folder: epath.Path) -> bool:
-    folder = folder.resolve()
-    name = folder.parent.name if folder.name == "raw" else folder.name
-    return _plain(name) in map(_plain, published.never)
-
-
 def _plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
@@ -103,7 +104,6 @@ def _plain(name: str) -> str:
 def _missing(
     published: Published,
     roots: Sequence[epath.Path],
-    folders: Sequence[epath.Path],
     found: Mapping[epath.Path, Mapping[str, epath.Path | None]],
 ) -> str:
     names = [name for names in published.files.values() for name in names]
@@ -115,10 +115,8 @@ def _missing(
             lacking = ", ".join(name for name, path in files.items() if path is None)
             return f"no {lacking} in {folder}, which has the other files: {published.fetch}"
     places = ", ".join(f"{each}{'' if each.exists() else ' (which does not exist)'}" for each in found)
-    anothers = ", ".join(str(folder) for folder in folders if folder not in found)
-    passed = f" ({anothers} is passed over: it is named for another set)" if anothers else ""
     prepared = f"{published.dataset}/VERSION of TFDS in {' or '.join(map(str, roots))}"
-    return f"no {', '.join(names)} in {places}{passed}, and no {prepared}: {published.fetch}"
+    return f"no {', '.join(names)} in {places}, and no {prepared}: {published.fetch}"
 
 
 def _decoded(folder: epath.Path, split: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
