@@ -21,7 +21,6 @@ import sys
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import command, evaluate, flags
-from giung2_ext.experiments.config import default_config
 from giung2_ext.training import processes
 
 PLACEMENT = ("data_root", "num_workers", "worker_processes", "prefetch_factor", "mesh", "distributed")
@@ -41,10 +40,7 @@ def main():
     batch_size = flags.convert(given["batch_size"], int, False, "batch_size")
     if batch_size < 1:
         raise Refusal(f"--batch_size must be at least 1, got {batch_size}")
-    where = default_config().placement
-    for name in PLACEMENT:
-        if given[name] is not None:
-            where[name] = flags.convert(given[name], where.get_type(name), True, name)
+    where = flags.placement_of({name: given[name] for name in PLACEMENT})
     processes.connect(where.distributed, where.joined_within, where.lost_after)
     evaluate.evaluate(
         given["ckpt"],

@@ -23,7 +23,6 @@ from etils import epath
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import command, evaluate, flags, instability
-from giung2_ext.experiments.config import default_config
 from giung2_ext.storage import paths
 from giung2_ext.training import processes
 
@@ -49,10 +48,7 @@ def main():
             raise Refusal(f"--{name} must be at least {least}, got {chosen[name]}")
     if (folder is None) != bool(given["ckpt"] and given["against"]) or (folder and given["json"]):
         raise Refusal(f"usage: {USAGE} [--json=FILE] (see --help)")
-    where = default_config().placement
-    for name in PLACEMENT:
-        if given[name] is not None:
-            where[name] = flags.convert(given[name], where.get_type(name), True, name)
+    where = flags.placement_of({name: given[name] for name in PLACEMENT})
     processes.connect(where.distributed, where.joined_within, where.lost_after)
     if folder is not None:
         place = epath.Path(folder)

@@ -3,7 +3,6 @@
 import atexit
 import os
 import shutil
-import struct
 import tempfile
 
 os.environ.pop("JAX_NUM_CPU_DEVICES", None)
@@ -20,6 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import numpy as np
 import pytest
+from fakes import python2_batch
 
 
 @pytest.fixture
@@ -40,23 +40,6 @@ def image_arrays(tmp_path):
         np.save(folder / f"{split}_images.npy", images)
         np.save(folder / f"{split}_labels.npy", labels)
     return folder
-
-
-def python2_batch(label, pixels, labels):
-    """What Python 2's cPickle wrote for a batch of CIFAR-10: protocol 2, names and pixels as its `str`."""
-
-    def text(string):
-        return b"U" + bytes([len(string)]) + string
-
-    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
-    shape = b"M" + struct.pack("<H", len(pixels)) + b"M" + struct.pack("<H", pixels.shape[1]) + b"\x86"
-    dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R(K\x03" + text(b"|") + b"NNN"
-    dtype += 2 * b"J\xff\xff\xff\xff" + b"K\x00tb"
-    content = b"\x89T" + struct.pack("<I", pixels.nbytes) + pixels.tobytes()
-    items = text(b"batch_label") + text(label)
-    items += text(b"labels") + b"](" + b"".join(b"K" + bytes([n]) for n in labels) + b"e"
-    items += text(b"data") + array + b"(K\x01" + shape + dtype + content + b"tb"
-    return b"\x80\x02}(" + items + b"u."
 
 
 @pytest.fixture

@@ -113,3 +113,10 @@ def check_split(name: str, images: np.ndarray, labels: np.ndarray, num_classes: 
         found = f"{labels.min()}..{labels.max()}" if len(labels) else "none"
         raise Refusal(f"{name} labels must be in 0..{num_classes - 1}, got {found}")
     return Split(images, labels.astype(np.int32))
+
+
+def hold_out(train: Split, count: int) -> dict[str, Split]:
+    """Its last `count` examples as the split `holdout`, the others as `train`."""
+    images, labels = train.images, train.labels
+    parts = {"train": slice(None, -count), "holdout": slice(-count, None)}
+    return {name: Split(images[part], labels[part]) for name, part in parts.items()}

@@ -117,6 +117,15 @@ def convert(text: str, kind: type, optional: bool, name: str, default: Any = ())
     return text
 
 
+def placement_of(given: dict[str, str | None]) -> Config:
+    """The default placement with the fields that flags of these names give."""
+    where = default_config().placement
+    for name, text in given.items():
+        if text is not None:
+            where[name] = convert(text, where.get_type(name), True, name)
+    return where
+
+
 def _tuple(text: str, default: Any) -> tuple[Any, ...]:
     """`300,100` or `reinit`, with or without brackets; elements are of the default's type, or words."""
     words = [word.strip(" '\"") for word in text.strip("()[] ").split(",")]

@@ -3,7 +3,8 @@
 XLA's fast convolutions on a CPU want (batch, rows, columns, channels) images and (rows, columns, in, out)
 kernels. It rewrites other forms into this one, but not in the body of a loop, and there the gradients that
 JAX derives are of other forms: one of 60 images of 8x8x64 took 391 ms in a loop and 10 ms outside it; as
-they are written here 8 ms (two cores, 2026-11-21, jax 0.10.2). Elsewhere JAX's gradients are used.
+they are written here 8 ms (two cores, 2026-11-21, jax 0.10.2). Elsewhere JAX's gradients are used. There is
+no forward mode (`jax.jvp`): second derivatives are taken by `jax.grad` of `jax.grad`.
 """
 
 import functools

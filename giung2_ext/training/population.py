@@ -2,11 +2,12 @@
 
 It has one meaning, member i = the solo run i, and two strategies. `map` runs members one after
 another inside the program, each with the arithmetic of the solo run (bit for bit on CPU); `vmap`
-batches them. Both spread the members over the devices. `auto` goes by a fixed table (`choose`): members
-with convolutions are mapped, as vmap makes grouped ones of them (19 to 35 times slower on a CPU), and
-dense ones on a CPU too. LeNet-300-100 with masks, batch 60, Adam, two cores with a device each
-(2026-11-21, other load present), member-steps/s of map and vmap: 1,198 and 1,239 with 1 member, 1,324
-and 1,189 with 3, 1,474 and 1,174 with 5, 1,668 and 1,323 with 6, 1,325 and 1,024 with 20.
+batches them. Both spread the members over the devices. `auto` goes by a fixed table (`choose`): on a CPU
+members are mapped, elsewhere dense ones are vmapped and those with convolutions mapped, as vmap makes
+grouped convolutions of them (both unmeasured there). Measured on two CPU cores with a device each
+(2026-11-21, masks, batch 60, Adam), member-steps/s: LeNet-300-100 1,182 alone, 1,447 for 5 and 1,763 for 20
+members mapped, 1,197 and 1,351 vmapped; Conv-2 4.0 alone, 6.5 for 20 mapped; 2 mapped 1.3 times as fast as
+2 vmapped.
 """
 
 from collections.abc import Callable

@@ -14,9 +14,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import python2_batch
 from etils import epath
-from fakes import SHARED
+from fakes import SHARED, python2_batch
 from PIL import Image
 
 from giung2_ext.core.errors import Refusal

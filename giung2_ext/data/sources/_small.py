@@ -15,7 +15,7 @@ from etils import epath
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.data.formats import tfds_folders
-from giung2_ext.data.source import Missing, Source, Split, check_split
+from giung2_ext.data.source import Missing, Source, Split, check_split, hold_out
 
 THREADS, STRETCH = 16, 1000  # that decode, and how many images each takes at once
 
@@ -44,8 +44,7 @@ def build(
     train, size = splits["train"], len(splits["train"])
     if not 0 < holdout < size:
         raise Refusal(f"config.data.holdout must be in 1..{size - 1}, got {holdout}")
-    splits["train"] = Split(train.images[:-holdout], train.labels[:-holdout])
-    splits["holdout"] = Split(train.images[-holdout:], train.labels[-holdout:])
+    splits |= hold_out(train, holdout)
     about = f"{size - holdout:,} of {size:,} images, {about}"
     return Source(splits, published.num_classes, tuple(mean), tuple(std), about={"train": about})
 

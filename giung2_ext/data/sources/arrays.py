@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.data.source import Source, Split, check_split
+from giung2_ext.data.source import Source, check_split, hold_out
 
 FILES = {"train": "train", "holdout": "validation", "test": "test"}
 
@@ -54,8 +54,7 @@ def build(
                 f"{root} has no validation file: hold out part of its {size} training examples "
                 f"with --config.data.holdout=N, 0 < N < {size} (it is {holdout})"
             )
-        splits["train"] = Split(train.images[:-holdout], train.labels[:-holdout])
-        splits["holdout"] = Split(train.images[-holdout:], train.labels[-holdout:])
+        splits |= hold_out(train, holdout)
     return Source(splits, num_classes, mean, std)
 
 
