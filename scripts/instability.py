@@ -1,19 +1,20 @@
 """Measures how the error changes on the straight line between two tickets.
 
-    python scripts/instability.py DIR                  a chain with the arm `sibling`: all its cycles
+    python scripts/instability.py RUN                  a chain with the arm `sibling`: all its cycles
     python scripts/instability.py --ckpt=A --against=B
 
   --points=11      on the line, its ends among them
   --statistics=50  batches of training images on which BatchNorm's statistics are estimated between the
                    ends; 0: they are interpolated, as the weights are
-  --json=FILE      what was found, of two tickets; of a chain it is DIR/instability.json
+  --json=FILE      what was found, of two tickets; of a chain it is RUN/instability.json
   --split=test     test, holdout or train
   --pipeline=timm  how images are brought to the network's size: timm or tf; arrays are as they are
   --form=auto      tfds, folders or arrays, where a set is there in several
   --data_root=DIR  where the data is; $TFDS_DATA_DIR too
   --batch_size=512 --num_workers=32 (threads) --mesh=data:8 --distributed=auto
 
-Instability is the highest error on the line minus the mean error of its ends (Frankle et al. 2020). An
+Instability is the highest error on the line minus the mean error of its ends (Frankle et al. 2020): where
+the highest is an end, there is no barrier. Of a chain the tickets are the cycles' last.ckpt. An
 interrupted analysis of a chain goes on with the pairs that are missing.
 """
 
@@ -31,7 +32,7 @@ NUMBERS = {"points": ("11", 2), "statistics": ("50", 0), "batch_size": ("512", 1
 """Defaults and the least allowed"""
 OWN = {"ckpt": None, "against": None, "json": None, "split": "test", "pipeline": "timm", "form": None}
 OWN |= {name: default for name, (default, _) in NUMBERS.items()} | dict.fromkeys(PLACEMENT)
-USAGE = "python scripts/instability.py DIR, or --ckpt=A --against=B"
+USAGE = "python scripts/instability.py RUN, or --ckpt=A --against=B"
 
 
 def main():

@@ -68,7 +68,8 @@ def pruned_counts(masks: Tree, alive: Tree, text: str, rounding: str = "floor", 
     ratios, kinds = read_ratios(text), masking.kinds(masks)
     missing = {kind for kind in trees.present(kinds) if kind not in ratios}
     if missing:
-        raise Refusal(f"layer_ratios={text!r} says nothing of {', '.join(sorted(missing))}")
+        more = ",".join(f"{kind}:RATIO" for kind in sorted(missing))
+        raise Refusal(f"layer_ratios={text!r} says nothing of {', '.join(sorted(missing))}: add {more}")
 
     def count(kind: str, left: Any) -> np.int32:
         return np.int32(keep_count(ratios[kind], int(left), f"layer_ratios, {kind}", rounding, rounds))

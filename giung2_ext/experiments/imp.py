@@ -142,7 +142,9 @@ class Story:
         for arm in self.config.chain.arms if own[0].cycle is not None else ():
             same = [p for p in self.planned if p.cycle == own[0].cycle and p.chain.base.name == arm]
             results = [result for result in results_of([p.run for p in same]) if result is not None]
-            if results:
+            if same and not results:
+                parts.append(f"{arm} later")
+            elif results:
                 accuracies = [r["scores"]["best"]["test"]["accuracy"] for r in results]
                 parts.append(f"{arm} test {percent(accuracies)}")
         return " · ".join([*parts, spent])

@@ -255,10 +255,11 @@ def text_of(pair: Pair, row: dict[str, Any], alphas: Sequence[float]) -> str:
     if pair.trial is not None:
         called = f"trial {pair.trial}, cycle {pair.cycle:03d}"
     at = alphas[int(np.argmax(error))]
+    none = ", no barrier: the highest is an end" if at in (0, 1) else ""
     return (
         f"{called}: {100 * left:.2f}% of weights left · error {100 * error[0]:.2f}% and "
         f"{100 * error[-1]:.2f}% at the ends, highest {100 * max(error):.2f}% (alpha {at:.2f}) · "
-        f"instability {100 * row['instability']:.2f}%"
+        f"instability {100 * row['instability']:.2f}%{none}"
     )
 
 

@@ -194,6 +194,11 @@ def check_chain(config: Config) -> None:
                 "config.chain.layer_ratios and --pruning_ratio both say how much is pruned: "
                 "--pruning_ratio=1 leaves it to the first, --config.chain.layer_ratios= to the second"
             )
+    elif chain.pruning_ratio == 1 and chain.cycles:
+        raise Refusal(
+            "--pruning_ratio=1 prunes nothing in any cycle: give a smaller one, or "
+            "config.chain.layer_ratios, or config.chain.cycles=0"
+        )
     if chain.prune_from not in ("best", "last"):
         raise unknown("config.chain.prune_from", chain.prune_from, ("best", "last"))
     for arm in chain.arms:

@@ -34,7 +34,8 @@ def percent(values: Iterable[float]) -> str:
 
 def scores_line(label: str, step: int, scores: list[Scores], left: str) -> str:
     """Where a run stands, its members' scores together."""
-    parts = [f"{label}: step {step:,}"]
+    several = f", mean of {len(scores)}" if len(scores) > 1 else ""
+    parts = [f"{label}: step {step:,}{several}"]
     trained = [member["train"] for member in scores if "train" in member]
     losses = [train["loss"] for train in trained if "loss" in train]
     if losses:

@@ -165,10 +165,10 @@ def instability_notes(found: Mapping[str, Any] | None) -> list[str]:
     if not found["rows"]:
         return lines
     lines.append(
-        "Instability: the highest error on the straight line between two tickets a and b, which were "
-        "trained from the same weights under the same mask in another order of the data, minus the mean of "
-        f"their errors; at {len(found['alphas'])} places, on {found['dataset']} {found['split']}, "
-        f"{found['about']}."
+        "Instability: the highest error on the straight line between two tickets a and b (last.ckpt), "
+        "which were trained from the same weights under the same mask in another order of the data, minus "
+        f"the mean of their errors; at {len(found['alphas'])} places, on {found['dataset']} "
+        f"{found['split']}, {found['about']}."
     )
     statistics = found.get("statistics", "none")
     return lines if statistics == "none" else [*lines, f"BatchNorm statistics on the line: {statistics}."]

@@ -265,7 +265,10 @@ class Keeper:
                 self._keep(i, step, state, paths.best(self.select_by))
                 best.update(step=step, digest=last[i])
         weights, _, statistics = self._observe(step, state)
-        at_last = measure(self.program, self.population, (weights, statistics), self.splits)
+        if step > 0:
+            at_last = measure(self.program, self.population, (weights, statistics), self.splits)
+        else:
+            at_last = list(self.start)
         processes.together("tickets")
         at_best = self._measure_best() if any(best["step"] != step for best in self.best) else at_last
         results: list[dict[str, Any]] = []

@@ -242,7 +242,7 @@ def test_what_makes_no_experiment_is_refused_before_anything_trains(flag, messag
 
 def test_arms_that_need_a_number_ask_for_it(chain, tmp_path):
     for arm, unset, message in (
-        ("late", "--config.chain.late_ni=0", r"config.chain.late_ni of the dense run: in 1..12, got 0"),
+        ("late", "--config.chain.late_ni=0", r"config.chain.late_ni of the dense cycle: in 1..12, got 0"),
         ("finetune", "--config.chain.finetune_lr=None", "give --config.chain.finetune_lr=RATE"),
     ):
         with pytest.raises(Refusal, match=message):
