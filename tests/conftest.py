@@ -22,6 +22,13 @@ import pytest
 from fakes import python2_batch
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """A compiled program is some hundred memory maps, and a process may have 65,530: a suite needs more."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

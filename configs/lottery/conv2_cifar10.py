@@ -5,7 +5,9 @@
 
 (https://arxiv.org/abs/1803.03635.) As lenet_mnist.py but for Adam 2e-4, 20,000 iterations a level, and 10%
 of the convolutions' weights pruned at each of 20 levels; no augmentation. Hardware: one GPU or a TPU core,
-on which it was never run; 2 CPU cores make about 5 steps a second.
+on which it was never run; 2 CPU cores make about 6 steps a second of all trials. Expected (cited): 3.5 points
+above dense at best. Last verified: never in full; 100 iterations a level 2026-11-21, jax 0.10.2.
+`smoke` is on digits, 45 seconds there.
 """
 
 import pathlib
@@ -23,7 +25,7 @@ def get_config(smoke: bool = False):
     c.optim.lr = 2e-4
     c.chain.cycles = 20
     c.chain.layer_ratios = "conv:0.9,dense:0.8,cls:0.9"
-    if smoke:  # the network on the digits that ship with the package, in half a minute
+    if smoke:  # on the digits that ship with the package
         c.data = dict(name="digits")
         c.optim.ni, c.chain.cycles = 20, 1
         c.evaluation.every, c.evaluation.test_every = 10, 10

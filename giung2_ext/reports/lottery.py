@@ -117,11 +117,11 @@ def percent_axis(axes: Any, percents: Mapping[int, float]) -> None:
     axes.grid(alpha=0.3)
 
 
-def draw_legend(figure: Any, axes: Any) -> None:
+def draw_legend(figure: Any, axes: Any, title: str | None = None) -> None:
     """Beside the axes, its samples long enough to show the dashes."""
     handles, labels = axes.get_legend_handles_labels()
     place = dict(loc="outside right upper", handlelength=4)
-    figure.legend(handles, labels, frameon=False, fontsize=9, **place)
+    figure.legend(handles, labels, frameon=False, fontsize=9, title=title, **place)
 
 
 def draw_early_stop(figure: Any, points: Sequence[Any]) -> None:
@@ -232,4 +232,4 @@ def draw_instability(figure: Any, found: Mapping[str, Any]) -> None:
     right.set_ylabel(f"error on {found['split']} (%)")
     right.set_ylim(bottom=0)
     right.grid(alpha=0.3)
-    right.legend(frameon=False, fontsize=9, handlelength=4, title="weights remaining (%)")
+    draw_legend(figure, right, "weights remaining (%)")
