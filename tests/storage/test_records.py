@@ -91,7 +91,10 @@ def test_a_folder_has_a_result_when_it_was_written(folder):
     assert records.read_result(folder) is None
     result = {"scores": {"best": {"accuracy": 1 / 3}}, "kept": 2**40}
     records.write_result(folder, result)
-    assert records.read_result(folder) == result
+    before_there_was_a_choice = {"selected_by": "accuracy"}
+    assert records.read_result(folder) == result | before_there_was_a_choice
+    records.write_result(folder, result | {"selected_by": "loss"})
+    assert records.read_result(folder) == result | {"selected_by": "loss"}
     assert [p.name for p in folder.iterdir()] == [records.RESULT]
 
 
