@@ -200,7 +200,7 @@ def write_report(folder: epath.Path | str) -> epath.Path:
     markdown = write_tables(found, report)
     curves = results.read_curves(points)
     rows = {"runs": tables.runs_table(points), "results": results.results_table(points, name)}
-    rows["test_acc"] = results.test_table(points, curves, name)
+    rows["test_acc"] = results.measurements_table(points, curves, name)
     for kind, cells in rows.items():
         paths.write_bytes(report / f"{kind}.csv", tables.write_csv(cells).encode())
     masks, warnings = read_masks(points)

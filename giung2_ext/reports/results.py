@@ -55,7 +55,7 @@ def results_table(points: Sequence[Any], identifier: str) -> Table:
     return rows
 
 
-def test_table(points: Sequence[Any], curves: Curves, identifier: str) -> Table:
+def measurements_table(points: Sequence[Any], curves: Curves, identifier: str) -> Table:
     rows = [TEST]
     for p in points:
         for found in curves.get((p.trial, p.arm, p.cycle), ()):
