@@ -87,6 +87,14 @@ def overlap(a: Tree, b: Tree) -> float:
     return both / either if either else 1.0
 
 
+def chance_overlap(a: Tree, b: Tree) -> float:
+    """Expected |a and b| / |a or b| of masks with these per-layer densities, drawn independently."""
+    pairs = list(zip(trees.present(a), trees.present(b), strict=True))
+    both = sum(float(x.mean()) * float(y.mean()) * x.size for x, y in pairs)
+    either = sum(float(x.sum()) + float(y.sum()) for x, y in pairs) - both
+    return both / either if either else 1.0
+
+
 def nested(inner: Tree, outer: Tree) -> Array:
     """Whether every weight that `inner` keeps is kept by `outer`."""
     inside = trees.map_present(lambda i, o: jnp.all(~i | o), inner, outer)

@@ -26,10 +26,14 @@ class Method(NamedTuple):
     """host function of the step: is this a mask-update step?"""
     update: Callable[..., tuple[Tree, Tree, Tree]] | None = None
     """(trainable, opt_state, method_state, dense_grads, step, key, edit_slots) -> the first three"""
+    settled: Callable[[int], bool] | None = None
+    """host function of the steps consumed: has the mask its final density by then? None: always"""
     replaces_step: bool = False
     """whether an update stands in for the optimizer's step or comes after it"""
+    frozen: bool = False
+    """whether prunable weights never change: scores of them are trained in their place"""
     pretrained: bool = False
-    """whether it needs trained weights to start from, because it never trains any"""
+    """whether it needs trained weights to start from"""
     group_abs: bool = False
     """update gets the pair (mean, mean over recipe groups of |group gradient|) as dense_grads"""
 

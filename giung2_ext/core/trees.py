@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 Tree = Any
 
@@ -33,6 +34,19 @@ def map_present(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
         *rest,
         is_leaf=is_none,
     )
+
+
+def map_stacked(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """`map_present` by `vmap` over stacks of the leaves that have one shape."""
+    leaves, treedef = jax.tree.flatten(tree)
+    columns = [leaves, *(present(map_present(lambda _, own: own, tree, other)) for other in rest)]
+    found = [None] * len(leaves)
+    for shape in dict.fromkeys(leaf.shape for leaf in leaves):
+        places = [i for i, leaf in enumerate(leaves) if leaf.shape == shape]
+        stacks = [jnp.stack([column[i] for i in places]) for column in columns]
+        for i, one in zip(places, jax.vmap(fn)(*stacks), strict=True):
+            found[i] = one
+    return jax.tree.unflatten(treedef, found)
 
 
 def present(tree: Tree) -> list[Any]:

@@ -127,7 +127,7 @@ def leaf_shapes(size):
     return [(rest,) if shape is None else shape for shape in shapes]
 
 
-BELOW, MANY = select.MANY - 1, select.MANY
+MANY = 1 << 18
 
 
 def float32(bits):
@@ -166,12 +166,11 @@ def pick():
     return jax.jit(select.top_k)
 
 
-@pytest.mark.parametrize("size", [BELOW, MANY])
 @pytest.mark.parametrize("kind", HARD)
-def test_top_k_is_the_stable_sort_on_every_hard_input(kind, size, pick):
-    draw = np.random.default_rng(size)
-    scores = [np.asarray(HARD[kind](draw, shape), np.float32) for shape in leaf_shapes(size)]
-    among = [np.asarray(draw.random(shape) < 0.6) for shape in leaf_shapes(size)]
+def test_top_k_is_the_stable_sort_on_every_hard_input(kind, pick):
+    draw = np.random.default_rng(MANY)
+    scores = [np.asarray(HARD[kind](draw, shape), np.float32) for shape in leaf_shapes(MANY)]
+    among = [np.asarray(draw.random(shape) < 0.6) for shape in leaf_shapes(MANY)]
     for candidates in (None, among):
         expected = Sorted(scores, candidates)
         for k in expected.telling_counts():
@@ -214,15 +213,14 @@ def test_a_cut_counts_exactly_where_float32_would_not(search):
     assert tuple(int(part) for part in search([keys], jnp.int32(size))) == (3, size - 1, 1)
 
 
-def test_only_a_cpu_and_only_for_many_scores_makes_histograms():
-    def scatters(size, platform):
-        shapes = [jax.ShapeDtypeStruct(shape, jnp.uint32) for shape in leaf_shapes(size)]
+def test_only_a_cpu_makes_histograms():
+    def scatters(platform):
+        shapes = [jax.ShapeDtypeStruct(shape, jnp.uint32) for shape in leaf_shapes(MANY)]
         traced = jax.jit(select.locate).trace(shapes, 7)
         return "scatter" in traced.lower(lowering_platforms=(platform,)).as_text()
 
-    assert scatters(MANY, "cpu")
-    assert not scatters(BELOW, "cpu")
-    assert not any(scatters(MANY, platform) for platform in ("tpu", "cuda"))
+    assert scatters("cpu")
+    assert not any(scatters(platform) for platform in ("tpu", "cuda"))
 
 
 PLACES = [
@@ -292,6 +290,38 @@ def test_selection_over_a_trial_axis_is_every_trials_own_with_its_own_counts(eac
             allowed = [own[2][name] for name in group] if restricted else None
             assert sum(np.count_nonzero(mine[name]) for name in group) == k
             assert same([mine[n] for n in group], reference([own[0][n] for n in group], k, allowed))
+
+
+@pytest.mark.parametrize("restricted", [False, True])
+def test_leaves_of_one_shape_are_chosen_together_each_by_its_own_count(restricted):
+    draw = np.random.default_rng(6)
+    shapes = [(4, 5), (7,), (4, 5), (), (4, 5), (7,), (5, 4)]
+    scores = [draw.integers(0, 3, shape).astype(np.float32) for shape in shapes]
+    among = [np.asarray(draw.random(shape) < 0.8) for shape in shapes] if restricted else None
+    counts = [3, 0, 11, 1, 20, 6, 5]
+    pick = jax.jit(select.top_k_each)
+    chosen = pick(scores, counts, among) if restricted else pick(scores, counts)
+    for i, (leaf, k) in enumerate(zip(scores, counts, strict=True)):
+        assert same([chosen[i]], reference([leaf], k, [among[i]] if restricted else None)), i
+    text = pick.lower(scores, counts).as_text()
+    assert text.count('"stablehlo.scatter"') == 4 * len(select.HISTOGRAMS)  # for the four shapes
+
+
+def test_leaves_chosen_by_themselves_move_only_counts_between_devices():
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    shapes = {"x": (16, 24), "y": (16, 24), "z": (8, 6)}
+    draw = np.random.default_rng(7)
+    scores = {name: draw.integers(0, 9, shape).astype(np.float32) for name, shape in shapes.items()}
+    counts = {"x": 100, "y": 7, "z": 30}
+    places = {name: NamedSharding(mesh, P("a", "b")) for name in shapes}
+    pick = jax.jit(select.top_k_each, out_shardings=places)
+    placed = jax.device_put(scores, places)
+    for name, mask in pick(placed, counts).items():
+        assert same([mask], reference([scores[name]], counts[name])), name
+    text = pick.lower(placed, counts).compile().as_text()
+    assert "all-reduce" in text
+    moved = ("all-gather", "all-to-all", "collective-permute", "sort(")
+    assert [word for word in moved if word in text] == []
 
 
 def test_a_new_count_of_many_scores_compiles_nothing():
