@@ -1,4 +1,4 @@
-"""Layers whose result must not depend on how many chips run them, and the two padding conventions.
+"""What several networks share: BatchNorm, activations, poolings that fit any image, paddings.
 
 `BatchNorm` takes its statistics over groups of `group_size` consecutive examples (0: the whole
 batch), so they belong to the recipe. Naming and defaults are linen's: parameters `scale` and `bias`,
@@ -7,7 +7,7 @@ average update with the mean over its groups; averaging the updated statistics o
 the same update, because it is linear in them. Arithmetic is float32, the result has the input's type.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from giung2_ext.core.errors import unknown
+from giung2_ext.core import ste
+from giung2_ext.core.errors import Refusal, unknown
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "binary": ste.binary}
 PADDINGS = ("same", "torch")
 
 
@@ -61,6 +63,38 @@ def _normalise(x: Array, mean: Array, var: Array, scale: Array, bias: Array, eps
 
 def _last_axis(vector: Array, ndim: int) -> Array:
     return vector if vector.ndim == ndim else vector.reshape((1,) * (ndim - 1) + (-1,))
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    if name not in ACTIVATIONS:
+        raise unknown("activation", name, ACTIVATIONS)
+    return ACTIVATIONS[name]
+
+
+def widened(name: str, channels: Sequence[int], width: float) -> tuple[int, ...]:
+    """Channels times `width`, to the nearest; a width that leaves a layer without any is refused."""
+    found = tuple(round(count * width) for count in channels)
+    if min(found) < 1:
+        raise Refusal(
+            f"{name} with width {width:g} has a layer of {min(channels)} * {width:g} channels: none"
+        )
+    return found
+
+
+def max_pool(x: Array, size: int) -> Array:
+    """Of stride 2; left out where the image is smaller than the window, so small images keep a pixel."""
+    return x if min(x.shape[1:3]) < size else nn.max_pool(x, (size, size), (2, 2))
+
+
+def adaptive_mean(x: Array, size: int) -> Array:
+    """PyTorch's adaptive average pooling: `size` windows a side that cover the image, and overlap
+    where they must; a single pixel is repeated."""
+    for axis in (1, 2):
+        n = x.shape[axis]
+        bounds = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
+        means = [jax.lax.slice_in_dim(x, *bound, axis=axis).mean(axis) for bound in bounds]
+        x = jnp.stack(means, axis)
+    return x
 
 
 def pads(padding: str, size: int) -> str | list[tuple[int, int]]:

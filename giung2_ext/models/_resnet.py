@@ -3,10 +3,11 @@
 Every convolution and normalisation is a child of the network itself, so leaves are `Conv_i` and
 `BatchNorm_i` in the order in which they are applied, the shortcut's after its block's: the order of
 torchvision too. Kernels are He normal (fan in, truncated), convolutions have no bias, with `zero_init`
-the last scale of a block starts at 0. Strides are on the 3x3 convolution of a bottleneck (v1.5).
+the last scale of a block starts at 0. Strides are on the 3x3 convolution of a bottleneck (v1.5). The
+activation stands after a block's sum too, so a binary one leaves nothing but signs between the blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,8 +24,8 @@ SHORTCUTS = ("projection", "pad")  # 1x1 convolution, or every other pixel and c
 
 class ResNet(nn.Module):
     num_classes: int
-    blocks: Sequence[int]  # of each stage; a stage doubles the channels
-    planes: int  # channels of the stem
+    blocks: Sequence[int]  # of each stage
+    planes: Sequence[int]  # channels of each stage; the stem has the first's
     width: int  # multiplies the channels of the stages; of a bottleneck the inner ones alone
     bottleneck: bool
     large_images: bool  # a 7x7 stem of stride 2 and a pooling of stride 2, or a 3x3 stem
@@ -33,20 +34,21 @@ class ResNet(nn.Module):
     padding: str
     zero_init: bool
     group_size: int
+    activation: Callable[[Array], Array]
     dtype: Any
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         x = images.astype(self.dtype)
-        if self.large_images:
-            x = nn.relu(self._norm(self._conv(x, self.planes, 7, 2), train))
+        size, stride = (7, 2) if self.large_images else (3, 1)
+        x = self._norm(self._conv(x, self.planes[0], size, stride), train)
+        if self.large_images:  # before the activation: the largest of equal signs would be the first
             x = nn.max_pool(x, (3, 3), (2, 2), pads(self.padding, 3))
-        else:
-            x = nn.relu(self._norm(self._conv(x, self.planes, 3), train))
-        for stage, count in enumerate(self.blocks):
+        x = self.activation(x)
+        for stage, (count, planes) in enumerate(zip(self.blocks, self.planes, strict=True)):
             for index in range(count):
                 stride = 2 if stage and not index else 1
-                x = self._block(x, self.planes * 2**stage, stride, train)
+                x = self._block(x, planes, stride, train)
         features = x.mean(axis=(1, 2))
         biased = self.head == "biased"
         init = torch_uniform(features.shape[1]) if biased else nn.initializers.zeros
@@ -73,18 +75,18 @@ class ResNet(nn.Module):
         outer = planes * 4 if self.bottleneck else inner
         y = x
         if self.bottleneck:
-            y = nn.relu(self._norm(self._conv(y, inner, 1), train))
-            y = nn.relu(self._norm(self._conv(y, inner, 3, stride), train))
+            y = self.activation(self._norm(self._conv(y, inner, 1), train))
+            y = self.activation(self._norm(self._conv(y, inner, 3, stride), train))
             y = self._norm(self._conv(y, outer, 1), train, last=True)
         else:
-            y = nn.relu(self._norm(self._conv(y, inner, 3, stride), train))
+            y = self.activation(self._norm(self._conv(y, inner, 3, stride), train))
             y = self._norm(self._conv(y, outer, 3), train, last=True)
         if x.shape != y.shape and self.shortcut == "projection":
             x = self._norm(self._conv(x, outer, 1, stride), train)
         elif x.shape != y.shape:
             more = outer - x.shape[-1]
             x = jnp.pad(x[:, ::stride, ::stride], [(0, 0)] * 3 + [(more // 2, more - more // 2)])
-        return nn.relu(y + x)
+        return self.activation(y + x)
 
 
 def check(name: str, width: int, head: str, shortcut: str, padding: str) -> None:

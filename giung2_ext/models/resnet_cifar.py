@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.models import _resnet
+from giung2_ext.models import _layers, _resnet
 
 
 def build(
@@ -26,6 +26,7 @@ def build(
     padding: str = "same",
     zero_init: bool = False,
     group_size: int = 0,
+    activation: str = "relu",
 ) -> nn.Module:
     if depth < 8 or depth % 6 != 2:
         raise Refusal(f"resnet_cifar has depth 6n + 2: 20, 32, 44, 56, 110, …; got {depth}")
@@ -35,7 +36,7 @@ def build(
     return _resnet.ResNet(
         num_classes=num_classes,
         blocks=((depth - 2) // 6,) * 3,
-        planes=planes,
+        planes=(planes, 2 * planes, 4 * planes),
         width=width,
         bottleneck=False,
         large_images=False,
@@ -44,5 +45,6 @@ def build(
         padding=padding,
         zero_init=zero_init,
         group_size=group_size,
+        activation=_layers.activation(activation),
         dtype=dtype,
     )

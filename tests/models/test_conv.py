@@ -31,6 +31,20 @@ def test_a_conv_has_the_weights_of_the_2019_ticket_experiments(depth, kernels, c
     assert all(set(layer) == {"kernel", "bias"} for layer in params.values())
 
 
+def test_on_mnist_a_conv2_has_the_parameters_of_a_public_port():
+    params, _ = shapes_of(conv.build(10, depth=2), (28, 28, 1))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 3_317_450
+
+
+def test_batchnorm_stands_in_place_of_every_bias_but_the_last_layers():
+    params, _ = shapes_of(conv.build(10, depth=4, norm=True), IMAGE)
+    assert masking.size(masking.dense(params, "kernels")) == 2_425_024
+    layers = {name: set(layer) for name, layer in params.items()}
+    norms = {f"BatchNorm_{i}": {"scale", "bias"} for i in range(6)}
+    others = {name: {"kernel"} for name in [f"Conv_{i}" for i in range(4)] + ["Dense_0", "Dense_1"]}
+    assert layers == norms | others | {"cls": {"kernel", "bias"}}
+
+
 def test_pooling_by_3_gives_conv2_the_weights_of_public_ports():
     params, _ = shapes_of(conv.build(10, depth=2, pool=3), IMAGE)
     order = ("Conv_0", "Conv_1", "Dense_0", "Dense_1", "cls")
@@ -72,6 +86,35 @@ def test_a_convs_logits_are_those_of_plain_numpy(pool):
     images = np.random.default_rng(1).normal(size=(3, *image)).astype(np.float32)
     logits = jax.jit(network.apply)(variables, images)
     expected = forward(variables["params"], images, 4, pool)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * expected.std())
+
+
+def normalised_forward(variables, images, depth, act):
+    tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+    params = tree["params"]
+
+    def norm(x, index):
+        layer, stat = (tree[kind][f"BatchNorm_{index}"] for kind in ("params", "batch_stats"))
+        return act((x - stat["mean"]) / np.sqrt(stat["var"] + 1e-5) * layer["scale"] + layer["bias"])
+
+    x = np.asarray(images, np.float64)
+    for index in range(depth):
+        x = convolve(x, params[f"Conv_{index}"]["kernel"], 1, (1, 1))
+        x = norm(windows(x, 2, 2, (0, 0)).max((4, 5)) if index % 2 else x, index)
+    x = x.reshape(len(x), -1)
+    for index in range(2):
+        x = norm(x @ params[f"Dense_{index}"]["kernel"], depth + index)
+    return x @ params["cls"]["kernel"] + params["cls"]["bias"]
+
+
+@pytest.mark.parametrize("activation", ["relu", "binary"])
+def test_with_batchnorm_too_which_follows_the_pooling(activation, both_signs):
+    act = dict(relu=lambda x: np.maximum(x, 0), binary=lambda x: np.where(x < 0, -1.0, 1.0))[activation]
+    network, image = conv.build(7, depth=4, norm=True, activation=activation), (8, 12, 3)
+    variables = both_signs(network, image)
+    images = np.random.default_rng(1).normal(size=(3, *image)).astype(np.float32)
+    logits = jax.jit(network.apply)(variables, images)
+    expected = normalised_forward(variables, images, 4, act)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * expected.std())
 
 

@@ -28,9 +28,9 @@ def parameters(network, image):
 
 def layout(network):
     """Per block: its convolutions' indices, its shortcut's or None, its stride; counted by hand."""
-    plan, at, channels = [], 1, network.planes
+    plan, at, channels = [], 1, network.planes[0]
     for stage, blocks in enumerate(network.blocks):
-        outer = network.planes * 2**stage * (4 if network.bottleneck else network.width)
+        outer = network.planes[stage] * (4 if network.bottleneck else network.width)
         for block in range(blocks):
             main = list(range(at, at + (3 if network.bottleneck else 2)))
             stride = 2 if stage > 0 and block == 0 else 1
@@ -85,6 +85,24 @@ def test_with_a_biased_head_a_resnet_has_torchvisions_parameters(depth, width, c
 def test_resnets_for_small_images_have_the_published_parameters(depth, planes, classes, count):
     network = build("resnet_cifar", classes, depth=depth, planes=planes, shortcut="pad")
     assert parameters(network, SMALL) == count
+
+
+@pytest.mark.parametrize(
+    ("depth", "options", "percent", "published"),
+    [(50, dict(width=2), 20, "13.7"), (34, dict(planes=(64, 192, 384, 768)), 40, "19.3")],
+)
+def test_the_wide_resnets_have_multi_prize_tickets_weights(depth, options, percent, published):
+    params, _ = shapes_of(build("resnet", depth=depth, **options), LARGE)
+    weights = masking.size(masking.dense(params, "kernels"))
+    assert weights == {50: 68_814_016, 34: 48_270_528}[depth]
+    assert f"{weights * percent // 10**7 / 10:.1f}" == published  # in millions, cut off
+
+
+def test_with_a_small_stem_resnet18_has_the_published_parameters():
+    network = build("resnet", 10, depth=18, stem="small", head="biased")
+    params, _ = shapes_of(network, SMALL)
+    assert parameters(network, SMALL) == 11_173_962
+    assert masking.size(masking.dense(params, "kernels")) == 11_164_352
 
 
 def test_resnet50_calls_its_leaves_as_the_original_suite_does():
@@ -218,11 +236,19 @@ PADS = {
 }
 
 
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def sign(x):
+    return np.where(x < 0, -1.0, 1.0)
+
+
 class Plain:
     """The forward pass in NumPy and float64; `updated` are the statistics after a training step."""
 
-    def __init__(self, network, variables, groups=None):
-        self.network, self.groups, self.updated = network, groups, {}
+    def __init__(self, network, variables, groups=None, act=relu):
+        self.network, self.groups, self.act, self.updated = network, groups, act, {}
         self.params, self.stats = (
             jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables[name])
             for name in ("params", "batch_stats")
@@ -252,7 +278,7 @@ class Plain:
         strided = 1 if self.network.bottleneck else 0  # the place of the first 3x3
         y = x
         for place, index in enumerate(main):
-            y = self.layer(y if place == 0 else np.maximum(y, 0), index, stride if place == strided else 1)
+            y = self.layer(y if place == 0 else self.act(y), index, stride if place == strided else 1)
         if shortcut is not None:
             x = self.layer(x, shortcut, stride)
         elif x.shape != y.shape:
@@ -260,15 +286,15 @@ class Plain:
             padded = np.zeros_like(y)
             padded[..., more // 2 : more // 2 + x.shape[3]] = x[:, ::stride, ::stride]
             x = padded
-        return np.maximum(y + x, 0)
+        return self.act(y + x)
 
     def __call__(self, images):
         x = np.asarray(images, np.float64)
         if self.network.large_images:
-            x = np.maximum(self.layer(x, 0, 2), 0)
+            x = self.act(self.layer(x, 0, 2))
             x = windows(x, 3, 2, PADS[self.network.padding][3, 2], -np.inf).max((4, 5))
         else:
-            x = np.maximum(self.layer(x, 0), 0)
+            x = self.act(self.layer(x, 0))
         for main, shortcut, stride in layout(self.network):
             x = self.block(x, main, shortcut, stride)
         head = self.params["cls"]
@@ -302,6 +328,25 @@ def test_a_small_resnets_logits_are_those_of_plain_numpy(planes, width, shortcut
     variables, images = random_variables(network, (16, 16, 3)), images_of(16)
     logits = jax.jit(network.apply)(variables, images)
     assert_near(logits, Plain(network, variables)(images))
+
+
+def test_with_a_small_stem_too():
+    network = build("resnet", 7, depth=18, stem="small", planes=(4, 6, 7, 5))
+    variables, images = random_variables(network, (16, 16, 3)), images_of(16)
+    logits = jax.jit(network.apply)(variables, images)
+    assert_near(logits, Plain(network, variables)(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("resnet_cifar", dict(depth=8, shortcut="pad")), ("resnet", dict(depth=50, stem="small"))],
+)
+def test_binary_activations_stand_where_every_relu_stood(name, options):
+    planes = dict(resnet_cifar=4, resnet=(4, 5, 6, 7))[name]
+    network = build(name, 7, planes=planes, activation="binary", **options)
+    variables, images = random_variables(network, (16, 16, 3)), images_of(16, seed=4)
+    logits = jax.jit(network.apply)(variables, images)
+    assert_near(logits, Plain(network, variables, act=sign)(images))
 
 
 @pytest.mark.parametrize("shortcut", ["projection", "pad"])
@@ -338,6 +383,8 @@ def test_the_paddings_are_two_networks_with_the_same_leaves(name):
         ("resnet_cifar", dict(depth=18), r"6n \+ 2: 20, 32, 44, 56, 110, …; got 18"),
         ("resnet_cifar", dict(depth=2), r"6n \+ 2: .*; got 2"),
         ("resnet_cifar", dict(planes=0), "planes of at least 1, got 0"),
+        ("resnet", dict(planes=(64, 0, 256, 512)), r"planes of its four stages.*\(64, 0, 256, 512\)"),
+        ("resnet", dict(planes=(64, 128, 256)), r"planes of its four stages.*\(64, 128, 256\)"),
     ],
 )
 def test_a_size_that_makes_no_network_is_refused_with_those_that_do(name, options, message):
@@ -351,6 +398,7 @@ def test_a_size_that_makes_no_network_is_refused_with_those_that_do(name, option
     [
         (dict(head="bias"), "head of .*'bias'; known: biased, zero; did you mean 'biased'"),
         (dict(padding="some"), "padding 'some'; known: same, torch; did you mean 'same'"),
+        (dict(activation="binar"), "activation 'binar'; known: binary, relu; did you mean 'binary'"),
         (dict(width=0), "width of at least 1, got 0"),
     ],
 )
@@ -364,3 +412,8 @@ def test_an_unknown_shortcut_is_refused_with_what_is_known():
         build("resnet_cifar", shortcut="pads")
     with pytest.raises(Refusal, match="takes no option 'shortcut'"):
         build("resnet", shortcut="pad")
+
+
+def test_an_unknown_stem_is_refused_with_what_is_known():
+    with pytest.raises(Refusal, match="stem of resnet 'smal'; known: large, small; did you mean 'small'"):
+        build("resnet", stem="smal")
