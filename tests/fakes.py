@@ -27,9 +27,11 @@ IMAGE = (8, 8, 1)
 CLASSES = 5
 SMALL = {
     "lenet": dict(hidden=(16, 12)),
+    "alexnet": dict(width=1 / 16),
     "convnet": dict(widths=(4, 6)),
-    "resnet": dict(depth=18),
+    "resnet": dict(depth=18, planes=(16, 32, 64, 128)),
     "resnet_cifar": dict(depth=8, planes=4),
+    "vgg": dict(plan="small", width=1 / 32, head="flat"),
     "vit": dict(size="Ti", depth=2, patch=4),
 }
 
@@ -87,7 +89,8 @@ def convolve(x, kernel, stride, pads):
 
 
 def make_method(name, **options):
-    options = options or {"rigl": dict(every=3, stop=12)}.get(name, {})
+    own = {"rigl": dict(every=3, stop=12), "cycles": dict(every=3, percent=20.0, ni=14)}
+    options = options or own.get(name, {})
     return discovery.build(giung2_ext.methods, "method", name, **options)
 
 
@@ -121,10 +124,10 @@ class Bench(NamedTuple):
             yield state
 
     def weights(self, state):
-        return self.method.weights(state.trainable, state.method)
+        return jax.jit(self.method.weights)(state.trainable, state.method)
 
     def masks_of(self, state):
-        return self.method.masks(state.trainable, state.method)
+        return jax.jit(self.method.masks)(state.trainable, state.method)
 
 
 def make_bench(

@@ -1,8 +1,8 @@
 """What happens to a run's members between chunks: they are measured, kept and saved.
 
-The best ticket is chosen on one split, by more hits or by a lower loss than ever before, never at step 0;
-by the loss its step is the early stop of Frankle & Carbin 2019. A name is moved to a new ticket before the
-surpassed one is removed, so it always resolves.
+The best ticket is chosen on one split, by more hits or by a lower loss than ever before, never at step 0 or
+before the mask has its final density; by the loss its step is the early stop of Frankle & Carbin 2019. A
+name is moved to a new ticket before the surpassed one is removed, so it always resolves.
 """
 
 import math
@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from giung2_ext.core.errors import Refusal
+from giung2_ext.core import masks as masking
 from giung2_ext.storage import paths, tickets
 from giung2_ext.storage.checkpoints import StateStore
 from giung2_ext.storage.records import MetricsLog
 from giung2_ext.training import processes, signals
-from giung2_ext.training.loop import Hook, NonFinite
+from giung2_ext.training.loop import Hook, NonFinite, SaveEvery
 from giung2_ext.training.measurement import Scores, measure
 from giung2_ext.training.population import Population
 from giung2_ext.training.program import Program
@@ -27,27 +27,6 @@ from giung2_ext.training.state import State
 from giung2_ext.training.step import Metrics
 
 Tree = Any
-
-
-class SaveEvery(NamedTuple):
-    """When a resumable state is saved: every so many steps, and when so many seconds have passed."""
-
-    steps: int = 0
-    seconds: float = 0.0
-
-    @classmethod
-    def read(cls, text: str) -> "SaveEvery":
-        """`1000` is steps, `300s` seconds, `1000,300s` both, `never` neither."""
-        every = {"steps": 0.0, "seconds": 0.0}
-        for part in () if text == "never" else text.split(","):
-            kind = "seconds" if part.endswith("s") else "steps"
-            number = part.removesuffix("s")
-            if every[kind] or not number.replace(".", "", kind == "seconds").isdigit() or not float(number):
-                raise Refusal(
-                    f"--save_every={text}: write 1000 (steps), 300s (seconds), 1000,300s or never"
-                )
-            every[kind] = float(number)
-        return cls(int(every["steps"]), every["seconds"])
 
 
 class Member(NamedTuple):
@@ -70,9 +49,12 @@ class Keeper:
         identity: Any,
         on_scores: Callable[[int, list[Scores]], None],
         select_by: str = "accuracy",
+        settled: Callable[[int], bool] | None = None,
     ):
         self.members, self.program, self.population = members, program, population
         self.splits, self.select_on, self.select_by = splits, select_on, select_by
+        self.settled = settled or (lambda step: True)
+        self._count = population.compile(masking.kept) if settled else None
         self.store, self.identity, self.on_scores = store, identity, on_scores
         self.start: list[Scores] = []
         self.best: list[dict[str, Any]] = [dict(correct=-1, loss=0.0, step=-1, digest="") for _ in members]
@@ -127,8 +109,13 @@ class Keeper:
     def evaluate(self, step: int, state: State) -> None:
         everything = step == 0
         splits = self.splits if everything else {self.select_on: self.splits[self.select_on]}
-        weights, _, statistics = self._observe(step, state)
+        weights, masks, statistics = self._observe(step, state)
         scores = measure(self.program, self.population, (weights, statistics), splits)
+        if self._count:  # of a mask whose density changes
+            counts = self.population.gather(self._count(masks))
+            for own, count in zip(scores, counts, strict=True):
+                for split in own.values():
+                    split["kept"] = int(count)
         for i in range(len(self.members)):
             if not math.isfinite(scores[i][self.select_on]["loss"]):
                 raise NonFinite(i, step)
@@ -140,7 +127,7 @@ class Keeper:
                 rows.append({"step": step, "split": "train", **train})
             if member.log is not None:
                 member.log.write(rows)
-            if step > 0:
+            if step > 0 and self.settled(step):
                 self._consider(i, step, state, scores[i])
         self._train = None
         self.latest = scores
@@ -261,7 +248,7 @@ class Keeper:
         self._protected = {}
         last = [self._keep(i, step, state, paths.LAST) for i in range(len(self.members))]
         for i, best in enumerate(self.best):
-            if best["step"] < 0:  # a run of no steps: its only state is the best
+            if best["step"] < 0:  # of no steps, or none with its final density: the last state is the best
                 self._keep(i, step, state, paths.best(self.select_by))
                 best.update(step=step, digest=last[i])
         weights, _, statistics = self._observe(step, state)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from giung2_ext.core.errors import Refusal
 from giung2_ext.training.program import Program
 from giung2_ext.training.state import State
 from giung2_ext.training.step import Metrics
@@ -41,6 +42,27 @@ def stops(step: int, total: int, every: list[int], due: Callable[[int], bool]) -
         limit = min([total] + [step + e - step % e for e in every if e > 0])
         step = next((s for s in range(step + 1, limit) if due(s)), limit)
         yield step
+
+
+class SaveEvery(NamedTuple):
+    """When a resumable state is saved: every so many steps, and when so many seconds have passed."""
+
+    steps: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def read(cls, text: str) -> "SaveEvery":
+        """`1000` is steps, `300s` seconds, `1000,300s` both, `never` neither."""
+        every = {"steps": 0.0, "seconds": 0.0}
+        for part in () if text == "never" else text.split(","):
+            kind = "seconds" if part.endswith("s") else "steps"
+            number = part.removesuffix("s")
+            if every[kind] or not number.replace(".", "", kind == "seconds").isdigit() or not float(number):
+                raise Refusal(
+                    f"--save_every={text}: write 1000 (steps), 300s (seconds), 1000,300s or never"
+                )
+            every[kind] = float(number)
+        return cls(int(every["steps"]), every["seconds"])
 
 
 def run_loop(

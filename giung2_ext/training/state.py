@@ -14,7 +14,7 @@ from giung2_ext.training.loss_scale import LossScale, initial
 
 Tree = Any
 
-INIT, DATA, UPDATE, CRITERION, METHOD, MIX = range(6)
+INIT, DATA, UPDATE, CRITERION, METHOD, MIX, WEIGHTS = range(7)
 """What a run's key is folded with for each use: no two uses share random bits."""
 
 

@@ -10,7 +10,7 @@ from fakes import REPOSITORY
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.training import processes
-from giung2_ext.training.hooks import SaveEvery
+from giung2_ext.training.loop import SaveEvery
 from giung2_ext.training.processes import Launch, launched
 
 SLURM = dict(SLURM_JOB_ID="7", SLURM_NTASKS="4", SLURM_PROCID="1", SLURM_STEP_NODELIST="n[1-4]")
