@@ -6,9 +6,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from giung2_ext.core.errors import Refusal, unknown
-from giung2_ext.experiments.config import Config, options_of
+from giung2_ext.experiments.config import Config, group_of
 from giung2_ext.storage.paths import BESTS
-from giung2_ext.training.hooks import SaveEvery
+from giung2_ext.training.loop import SaveEvery
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 POSITIVE = (
@@ -23,6 +23,7 @@ NOT_NEGATIVE = (
 BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "optim.lr": (lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
     "chain.finetune_lr": (lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
+    "optim.warmup": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "optim.momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "optim.weight_decay": (lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
     "optim.label_smoothing": (lambda v: 0 <= v < 1, "in [0, 1)"),
@@ -51,7 +52,7 @@ def check_config(config: Config) -> None:
             raise Refusal(f"config.{field} must be {wanted}, got {value:g}")
     if config.seed is not None and not 0 <= config.seed < 2**32:
         raise Refusal(f"seed must be in 0..2**32 - 1, got {config.seed}")
-    group = options_of(config, "model").get("group_size", 0)
+    group = group_of(config) or 0
     if group < 0:
         raise Refusal(f"config.model.group_size must be at least 0 (0: the whole batch), got {group}")
     if group and config.feed.batch_size % group:

@@ -5,11 +5,8 @@ fast; everything else is the recipe of one run. `model`, `data` and `method` are
 the options of that name's `build`, filled in with their defaults.
 """
 
-import importlib.util
 import inspect
 import json
-import pathlib
-import traceback
 from typing import Any
 
 import ml_collections
@@ -19,7 +16,7 @@ import giung2_ext.data.sources
 import giung2_ext.methods
 import giung2_ext.models
 from giung2_ext.core import discovery
-from giung2_ext.core.errors import Refusal, did_you_mean
+from giung2_ext.experiments import arguments
 from giung2_ext.storage import tickets
 
 Config = ml_collections.ConfigDict
@@ -33,6 +30,7 @@ KINDS = {"model": "model", "data": "data source", "method": "method"}  # in mess
 SUPPLIED = {
     "model": ("num_classes", "dtype"),
     "data": ("root", "splits"),
+    "method": ("ni",),
 }  # by the suite, to a build
 
 
@@ -62,11 +60,14 @@ def default_config() -> Config:
     c.optim.label_smoothing = 0.0
     c.optim.global_clipping = config_dict.placeholder(float)
     c.optim.ema = config_dict.placeholder(float)  # decay of averaged weights, which all tickets then hold
-    c.optim.constant_lr = False  # else linear warm-up over a tenth of ni, then cosine to 0
+    c.optim.warmup = 0.1  # fraction of ni over which the rate rises, to fall to 0 as a cosine
+    c.optim.constant_lr = False  # instead
 
     c.start = Config()
     c.start.matching_ckpt = config_dict.placeholder(str)  # the weights to start from
     c.start.previous_ckpt = config_dict.placeholder(str)  # the weights to rank, the mask to shrink
+    c.start.weights = "model"  # model | kaiming_normal | signed_constant: how prunable kernels are drawn
+    c.start.scale_fan = "none"  # none | kept | removed: then scaled by 1/sqrt of that fraction of a layer
     c.start.pruning_ratio = 1.0  # fraction of the survivors kept; 1 selects nothing
     c.start.layer_ratios = ""  # kept fractions of each layer by itself: "conv:0.9,dense:0.8,cls:0.9"
     c.start.rounding = "floor"  # floor | nearest | cutoff: how a count of survivors is rounded
@@ -154,49 +155,17 @@ def options_of(config: Config, section: str) -> dict[str, Any]:
     return {k: v for k, v in config[section].items() if k != "name"}
 
 
+def group_of(config: Config) -> int | None:
+    """How many examples BatchNorm averages over, 0 for the whole batch; `None` of a network without it."""
+    options = options_of(config, "model")
+    return options.get("group_size") if options.get("norm", True) else None
+
+
 def load_config(text: str) -> Config:
-    """`FILE[:ARG,…]`: runs `get_config(*ARGS)` of the file."""
-    name, _, arguments = text.partition(":")
-    path = pathlib.Path(name)
-    if not path.is_file():
-        raise Refusal(f"no config file {name}")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise Refusal(f"{name} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise _broken(path, error) from error
-    if not hasattr(module, "get_config"):
-        raise Refusal(f"{name} has no get_config()")
-    accepted = list(inspect.signature(module.get_config).parameters)
-    given: dict[str, bool] = {}
-    for word in filter(None, arguments.split(",")):
-        if word not in accepted:
-            raise Refusal(
-                f"{name} takes no argument {word!r}; it takes: {', '.join(accepted) or 'none'}"
-                f"{did_you_mean(word, accepted)}"
-            )
-        given[word] = True
-    try:
-        config = module.get_config(**given)
-    except Exception as error:
-        raise _broken(path, error) from error
-    if not isinstance(config, Config):
-        raise Refusal(f"{name}: get_config() must return a config, got {type(config).__name__}")
-    return config.lock()
-
-
-def _broken(path: pathlib.Path, error: Exception) -> Refusal:
-    """What is wrong with a config file, and in which of its lines."""
-    if isinstance(error, SyntaxError):
-        line = error.lineno
-    else:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if pathlib.Path(frame.filename).resolve() == path.resolve()]
-        line = own[-1].lineno if own else None
-    return Refusal(f"{path}, line {line}: {type(error).__name__}: {str(error).splitlines()[0]}")
+    """`FILE[:ARG,…]`: runs `get_config(ARG=VALUE,…)` of the file."""
+    name, _, given = text.partition(":")
+    file = arguments.open_file(name)
+    return file.make(file.read(given))
 
 
 def recipe(config: Config) -> dict[str, Any]:

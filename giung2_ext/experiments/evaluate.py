@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from giung2_ext.core import accounting
+from giung2_ext.core import accounting, trees
+from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
 from giung2_ext.data.source import Missing
 from giung2_ext.experiments import scores
@@ -69,6 +70,8 @@ def evaluate(
         for each in filter(None, (judge, reference)):
             each.check(dataset)
     describe(judge)
+    if reference is not None:
+        say([describe_overlap(judge, reference)])
     results = []
     for dataset in opened:
         judged = judge_dataset(judge, dataset)
@@ -105,6 +108,19 @@ def describe(judge: Judge) -> None:
             accounting.describe_weights(weights),
             accounting.describe_flops(flops),
         ]
+    )
+
+
+def describe_overlap(judge: Judge, reference: Judge) -> str:
+    """How much two tickets' masks have in common, where they are of the same layers."""
+    masks = judge.ticket.masks, reference.ticket.masks
+    named = [trees.named_leaves(tree).items() for tree in masks]
+    ours, theirs = ({name: m.shape for name, m in leaves if m is not None} for leaves in named)
+    if ours != theirs:
+        return f"masks: of other layers than those of {reference.ckpt}"
+    return (
+        f"masks: {masking.overlap(*masks):.4f} of what this ticket or {reference.ckpt} keeps is kept by "
+        f"both (at random, with these densities of the layers: {masking.chance_overlap(*masks):.4f})"
     )
 
 

@@ -1,13 +1,15 @@
 """The command line: `--config=FILE[:ARG,…]`, `--config.a.b=VALUE`, and the original suite's flags.
 
 One table maps each original flag to its config field; only flags that are present override, and a
-field given under both names is an error. Booleans are true/false/t/f/yes/no/y/n/1/0 after `=`.
+field given under both names is an error. Every argument of the config file is a flag too, before the
+table's flag of that name. Booleans are true/false/t/f/yes/no/y/n/1/0 after `=`.
 """
 
 from typing import Any
 
-from giung2_ext.core.errors import Refusal, did_you_mean
-from giung2_ext.experiments.config import CHOICES, Config, complete, default_config, load_config
+from giung2_ext.core.errors import Refusal
+from giung2_ext.experiments import arguments as reading
+from giung2_ext.experiments.config import CHOICES, Config, complete, default_config
 
 ORIGINAL_FLAGS = {
     "data_root": "placement.data_root",
@@ -36,11 +38,7 @@ PLACEMENT_FLAGS = {
 }
 OTHER_FLAGS = {"select_on": "evaluation.select_on", "datasets": "judge.datasets"}
 FLAGS = ORIGINAL_FLAGS | PLACEMENT_FLAGS | OTHER_FLAGS
-TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 CONTINUATION = "if a command spans lines, every line but the last must end in a backslash"
-
-
-EXPECTED = {bool: "true or false", int: "a whole number", float: "a number"}
 Words = dict[str, list[str]]
 
 
@@ -99,22 +97,8 @@ OPTIONAL = {field for field, value in fields(default_config()).items() if value 
 
 
 def convert(text: str, kind: type, optional: bool, name: str, default: Any = ()) -> Any:
-    """`text` as a value of `kind`; `None` where the default is None."""
-    if optional and text == "None":
-        return None
-    try:
-        if kind is bool:
-            if text.lower() not in TRUE + FALSE:
-                raise ValueError
-            return text.lower() in TRUE
-        if kind is tuple:
-            return _tuple(text, default)
-        if kind in (int, float):
-            return kind(text)
-    except ValueError:
-        expected = EXPECTED[kind] if kind is not tuple else f"values like {','.join(map(str, default))}"
-        raise Refusal(f"--{name} takes {expected}, got {text!r}") from None
-    return text
+    """The text of the flag `name` as a value of `kind`."""
+    return reading.convert(text, kind, optional, f"--{name}", default)
 
 
 def placement_of(given: dict[str, str | None]) -> Config:
@@ -126,18 +110,23 @@ def placement_of(given: dict[str, str | None]) -> Config:
     return where
 
 
-def _tuple(text: str, default: Any) -> tuple[Any, ...]:
-    """`300,100` or `reinit`, with or without brackets; elements are of the default's type, or words."""
-    words = [word.strip(" '\"") for word in text.strip("()[] ").split(",")]
-    kind = type(default[0]) if default else str
-    return tuple(kind(word) for word in words if word)
-
-
 def _set(config: Config, field: str, flag: str, words: list[str]) -> None:
     section, key = _section(config, field)
     kind = section.get_type(key)
     optional = field in OPTIONAL
     section[key] = convert(_value(flag, words, kind is bool), kind, optional, flag, section[key])
+
+
+def _load(text: str, words: Words) -> Config:
+    """The config of `FILE[:ARG,…]`; flags that are its arguments are taken out of `words`."""
+    name, _, arguments = text.partition(":")
+    file = reading.open_file(name)
+    given = file.read(arguments)
+    for flag in [flag for flag in words if flag in file.defaults]:
+        if flag in given:
+            raise Refusal(f"--{flag} and --config={text} both set {flag}: leave one of them out")
+        given[flag] = file.value(flag, _value(flag, words.pop(flag), file.is_switch(flag)), f"--{flag}")
+    return file.make(given)
 
 
 def parse(
@@ -150,7 +139,7 @@ def parse(
     words = split(arguments)
     own = {n: _value(n, words.pop(n), False) if n in words else v for n, v in extra.items()}
     file = _value("config", words.pop("config"), False) if "config" in words else default_config
-    config = load_config(file)
+    config = _load(file, words)
 
     targets: dict[str, str] = {}  # field -> flag
     for flag in words:
@@ -177,7 +166,7 @@ def parse(
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    return did_you_mean(name, known).replace("'", "")
+    return reading.suggest(name, known).replace("'", "")
 
 
 def parse_own(arguments: list[str], own: dict[str, str | None]) -> dict[str, str | None]:
@@ -194,6 +183,11 @@ def usage(doc: str, extra: dict[str, str | None], table: dict[str, str] = FLAGS)
     short = {field: f"--{flag}" for flag, field in table.items()}
     lines = [doc.strip(), "", "  --config=FILE[:ARG,…]  (default: configs/imagenet2012.py)"]
     lines += [f"  --{name}={default or '…'}" for name, default in extra.items()]
+    lines += [
+        "",
+        "the arguments of a config file, which its first lines tell of, are written FILE:smoke,epochs=160",
+        "or as flags of their own: --smoke --epochs=160",
+    ]
     lines += ["", "every field of the config, with the default that a config file may change:"]
     for field, value in fields(complete(default_config())).items():
         lines.append(f"  {f'--config.{field}={value}':<44} {short.get(field, '')}".rstrip())

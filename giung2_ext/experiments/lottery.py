@@ -126,6 +126,7 @@ def cycle_run(config: Config, chain: Chain, index: int) -> Run:
         previous, rounds = point, index
     run.start.matching_ckpt = os.fspath(previous if arm.carried else point)
     run.start.previous_ckpt = os.fspath(previous if index else point)
+    run.start.weights, run.start.scale_fan = "model", "none"  # drawn before the rewind point
     run.start.pruning_ratio = config.chain.pruning_ratio if index else 1.0
     run.start.layer_ratios = config.chain.layer_ratios if index else ""
     if arm.carried:

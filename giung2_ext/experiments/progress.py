@@ -42,6 +42,9 @@ def scores_line(label: str, step: int, scores: list[Scores], left: str) -> str:
         parts.append(f"loss {sum(losses) / len(losses):.4f}")
     for split in (split for split in scores[0] if all("accuracy" in member[split] for member in scores)):
         parts.append(f"{split} {percent([member[split]['accuracy'] for member in scores])}")
+    kept = [next(iter(member.values())).get("kept") for member in scores]
+    if None not in kept:
+        parts.append(f"{sum(kept) / len(kept):,.0f} weights kept")
     skipped = sum(train.get("skipped_steps", 0) for train in trained)
     if skipped:
         parts.append(f"{skipped:,} steps skipped (float16 overflow)")

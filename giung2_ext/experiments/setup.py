@@ -23,7 +23,7 @@ from giung2_ext.core.errors import Refusal
 from giung2_ext.core.method import Method
 from giung2_ext.data.source import Source
 from giung2_ext.experiments.bounds import PRECISIONS, check_config
-from giung2_ext.experiments.config import Config, options_of
+from giung2_ext.experiments.config import Config, group_of, options_of
 from giung2_ext.experiments.feeding import Data, load_source, make_data
 from giung2_ext.training import accumulation
 from giung2_ext.training import step as steps
@@ -61,6 +61,13 @@ def build_model(name: str, num_classes: int, precision: str, options: dict[str, 
     )
 
 
+def build_method(config: Config) -> Method:
+    name, options = config.method.name, options_of(config, "method")
+    if "ni" in discovery.options(giung2_ext.methods, "method", name):
+        options["ni"] = config.optim.ni
+    return discovery.build(giung2_ext.methods, "method", name, **options)
+
+
 def judged_in(precision: str) -> str:
     """What a network trained in `precision` is evaluated in: nothing scales float16's activations there."""
     return "float32" if precision == "float16" else precision
@@ -96,7 +103,7 @@ def rate_of(config: Config) -> schedules.Schedule:
     optim = config.optim
     if optim.constant_lr:
         return schedules.constant(optim.lr)
-    return schedules.warmup_cosine(optim.lr, optim.ni)
+    return schedules.warmup_cosine(optim.lr, optim.ni, optim.warmup)
 
 
 def make_population(config: Config, members: int, together: bool, convolutions: bool = False) -> Population:
@@ -129,15 +136,14 @@ def describe_devices(config: Config, together: bool = False) -> str:
 
 def cuts(config: Config, devices: int) -> list[int]:
     """The numbers of micro-batches that a batch may be cut into."""
-    group = options_of(config, "model").get("group_size")
-    return accumulation.possible(config.feed.batch_size, devices, group)
+    return accumulation.possible(config.feed.batch_size, devices, group_of(config))
 
 
 def check_cut(config: Config, devices: int) -> int:
     """config.placement.grad_accum as a number; one that would change the recipe is refused."""
     text, allowed = config.placement.grad_accum, cuts(config, devices)
     if not text.isdigit() or int(text) not in allowed:
-        group = options_of(config, "model").get("group_size")
+        group = group_of(config)
         whole = "" if group is None else f" and keeps BatchNorm's groups whole ({group or 'all'} examples)"
         raise Refusal(
             f"--grad_accum={text}: a batch of {config.feed.batch_size} can be cut into "
@@ -164,9 +170,7 @@ def make_setup(
     options = options_of(config, "model")
     model = build_model(config.model.name, source.num_classes, config.precision, options)
     judge = build_model(config.model.name, source.num_classes, judged_in(config.precision), options)
-    method = discovery.build(
-        giung2_ext.methods, "method", config.method.name, **options_of(config, "method")
-    )
+    method = build_method(config)
     shapes, statistics, uses = count_uses(model, source.image_shape)
     convolutions = any(leaf.ndim == 4 for leaf in jax.tree.leaves(shapes))
     population = make_population(config, members, together, convolutions)
@@ -188,7 +192,7 @@ def make_setup(
 
     @functools.cache
     def program_of(micro_batches: int) -> Program:
-        group = options.get("group_size")
+        group = group_of(config)
         pair = steps.make_step(
             model,
             method,

@@ -34,8 +34,8 @@ from giung2_ext.experiments.start import check_start, start_state
 from giung2_ext.storage import locks, paths, records, tickets
 from giung2_ext.storage.checkpoints import StateStore
 from giung2_ext.training import processes, signals
-from giung2_ext.training.hooks import Keeper, Member, SaveEvery
-from giung2_ext.training.loop import NonFinite, run_loop
+from giung2_ext.training.hooks import Keeper, Member
+from giung2_ext.training.loop import NonFinite, SaveEvery, run_loop
 from giung2_ext.training.state import State
 from giung2_ext.training.step import Metrics
 
@@ -188,6 +188,7 @@ def _train_from(
         identity,
         lambda now, scores: progress.sign_of_life(scores_line(label, now, scores, progress.left())),
         config.evaluation.select_by,
+        setup.method.settled,
     )
     if found is not None:
         keeper.recall(found.step, found.notes, found.older, found.rows)

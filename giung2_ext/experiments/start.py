@@ -3,7 +3,8 @@
 The rules of the original suite: `matching_ckpt` gives the weights, `previous_ckpt` the weights to rank
 and the mask to shrink, `pruning_ratio` the fraction of the survivors kept (1 selects nothing, so it
 cannot disturb a mask). The rewound weights are those of the rewind point under the new mask, bit for
-bit; step, rate schedule and optimizer start afresh, batch statistics too unless told to rewind.
+bit; step, rate schedule and optimizer start afresh, batch statistics too unless told to rewind. Fresh
+kernels can be drawn otherwise than the model does it, for methods that never train them.
 """
 
 import functools
@@ -11,10 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from giung2_ext.core import ablations, allocate, criteria, select, trees
+from giung2_ext.core import ablations, allocate, criteria, initial, select, trees
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.experiments.config import Config
@@ -29,6 +31,8 @@ Tree = Any
 _prune, _prune_legacy = jax.jit(criteria.prune_magnitude), jax.jit(criteria.prune_magnitude_legacy)
 _prune_each = jax.jit(criteria.prune_magnitude_each)
 _top_k, _top_k_each = jax.jit(select.top_k), jax.jit(select.top_k_each)
+_redraw = jax.jit(initial.redraw, static_argnames="how")
+_scale_fan = jax.jit(initial.scale_fan, static_argnames="by")
 _magnitude, _signs, _shuffle = map(jax.jit, (criteria.magnitude, ablations.signs, ablations.shuffle))
 
 
@@ -54,9 +58,20 @@ def check_start(config: Config) -> None:
         raise Refusal(f"{prunes[0]} without --previous_ckpt: name the checkpoint whose weights are ranked")
     if len(prunes) > 1:
         raise Refusal(f"{' and '.join(prunes)} both say how much is pruned: leave one of them out")
+    for field, usual in (("weights", "model"), ("scale_fan", "none")):
+        if start[field] != usual and start.matching_ckpt:
+            raise Refusal(
+                f"config.start.{field}={start[field]} draws weights, and --matching_ckpt gives them: "
+                f"leave one of them out (config.start.{field}={usual})"
+            )
     if start.rounds < 1:
         raise Refusal(f"config.start.rounds must be at least 1, got {start.rounds}")
-    for field, known in (("rounding", allocate.ROUNDINGS), ("ablation", ablations.ABLATIONS)):
+    for field, known in (
+        ("rounding", allocate.ROUNDINGS),
+        ("ablation", ablations.ABLATIONS),
+        ("weights", ("model", *initial.INITIALS)),
+        ("scale_fan", ("none", *initial.SCALES)),
+    ):
         if start[field] not in known:
             raise unknown(f"config.start.{field}", start[field], known)
     if start.legacy_scores and (start.layer_ratios or start.rounding != "floor" or start.rounds > 1):
@@ -144,6 +159,39 @@ def _ablate(config: Config, put: Callable[[Tree], Tree], params: Tree, masks: Tr
     return params, masks
 
 
+def _draw(config: Config, put: Callable[[Tree], Tree], params: Tree, masks: Tree) -> Tree:
+    """Prunable kernels as config.start.weights draws them."""
+    if config.start.weights == "model":
+        return params
+    key = jax.random.fold_in(states.seed_key(config.seed), states.WEIGHTS)
+    return _redraw(key, put(params), put(masks), how=config.start.weights)
+
+
+@jax.jit
+def _alive(masks: Tree, params: Tree) -> tuple[Tree, Tree]:
+    return masking.counts(masks), jax.tree.map(jnp.any, params)
+
+
+def _check_frozen(config: Config, state: State, params: Tree, masks: Tree) -> None:
+    """Where scores are trained, weights and layers' counts stay as they begin: nothing may be dead."""
+    counts, nonzero = map(trees.named_leaves, jax.device_get(_alive(masks, params)))
+    trained, name = trees.named_leaves(state.trainable), config.method.name
+    for leaf, count in counts.items():
+        if count == 0:
+            raise Refusal(
+                f"config.masks.density={config.masks.density:g} ({config.masks.allocation}) keeps no "
+                f"weight of {leaf}, and {name} leaves every layer its count: keep more, or use "
+                "config.masks.allocation=uniform or erk"
+            )
+        fixed = count is not None or trained.get(leaf) is None
+        if leaf.endswith("kernel") and fixed and not nonzero[leaf]:
+            raise Refusal(
+                f"{leaf} is all 0 and {name} never trains it: start from a checkpoint (--matching_ckpt), "
+                "let config.start.weights draw it (config.masks.prunable=kernels), or choose another "
+                "config.model.head"
+            )
+
+
 def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
     """One member's state at step 0, and the lineage that its tickets carry."""
     image_shape = setup.source.image_shape
@@ -158,6 +206,8 @@ def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
             f"network; its leaves are: {', '.join(trees.named_leaves(params))}"
         )
     start, parents = config.start, {}
+    if config.optim.ema is not None and setup.method.frozen:
+        raise Refusal(f"config.optim.ema averages weights, and {config.method.name} trains scores")
     if setup.method.pretrained and not start.matching_ckpt:
         raise Refusal(
             f"{config.method.name} never trains a weight: give the trained ones with --matching_ckpt=PATH"
@@ -175,14 +225,18 @@ def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
         if start.batch_stats == "rewind":
             statistics = statistics | matching.statistics
         statistics = statistics | {"image_stats": matching.statistics["image_stats"]}
+    params = _draw(config, put, params, masks)
     params, masks = _ablate(config, put, params, _choose(config, put, params, masks))
+    if start.scale_fan != "none":
+        params = _scale_fan(put(params), put(masks), by=start.scale_fan)
     state = setup.begin(seed, *map(put, (params, masks, statistics)))
-    if config.optim.ema is not None and jax.tree.structure(state.trainable) != jax.tree.structure(params):
-        raise Refusal(f"config.optim.ema averages weights, and {config.method.name} trains scores")
+    if setup.method.frozen:
+        _check_frozen(config, state, params, masks)
     lineage = {
         "seed": config.seed,
         "parents": parents,
         "pruning_ratio": start.pruning_ratio,
+        "weights": {k: start[k] for k in ("weights", "scale_fan")},
         "pruning": {k: start[k] for k in ("layer_ratios", "rounding", "rounds", "ablation")},
         "prunable_rule": config.masks.prunable,
         "masks": config.masks.to_dict(),

@@ -8,7 +8,6 @@ import numpy as np
 from etils import epath
 
 from giung2_ext.core import masks as masking
-from giung2_ext.core import trees
 from giung2_ext.reports.tables import SHIFTS, judged_sets, usual_top1
 
 # marker, line, colour: told apart in black and white too; only the first is solid
@@ -150,14 +149,6 @@ def draw_layers(figure: Any, points: Sequence[Any]) -> None:
     axes.legend(frameon=False, fontsize=9)
 
 
-def chance_overlap(a: Any, b: Any) -> float:
-    """Expected |a and b| / |a or b| of masks with these per-layer densities, drawn independently."""
-    pairs = list(zip(trees.present(a), trees.present(b), strict=True))
-    both = sum(float(x.mean()) * float(y.mean()) * x.size for x, y in pairs)
-    either = sum(float(x.sum()) + float(y.sum()) for x, y in pairs) - both
-    return both / either if either else 1.0
-
-
 def draw_overlap(figure: Any, masks: Mapping[tuple[int, int], Any]) -> None:
     """Left: overlap between cycles of one trial. Right: between trials at one cycle, and chance."""
     trials = sorted({trial for trial, _ in masks})
@@ -180,7 +171,7 @@ def draw_overlap(figure: Any, masks: Mapping[tuple[int, int], Any]) -> None:
         return
     pairs = list(itertools.combinations(trials, 2))
     measured = [[masking.overlap(masks[a, c], masks[b, c]) for a, b in pairs] for c in cycles]
-    chance = [np.mean([chance_overlap(masks[a, c], masks[b, c]) for a, b in pairs]) for c in cycles]
+    chance = [np.mean([masking.chance_overlap(masks[a, c], masks[b, c]) for a, b in pairs]) for c in cycles]
     axes = right[0]
     mean = np.mean(measured, axis=1)
     axes.plot(cycles, mean, "-o", ms=4, color=STYLES[0][2], label="measured")

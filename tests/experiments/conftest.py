@@ -32,7 +32,7 @@ def parse(*arguments, table=flags.FLAGS):
     return config
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def train():
     """What scripts/train.py does, in this process and on one device: train(save, *flags) -> result."""
     return lambda save, *arguments: single.train_one(parse("--mesh=data:1", *arguments), str(save))

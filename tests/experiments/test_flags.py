@@ -58,10 +58,7 @@ def test_a_new_choice_starts_from_its_own_defaults():
     config = parse("--config.method.name=rigl", "--config.method.every=7", "--config.model.hidden=20,10")
     assert config.method.to_dict() == dict(name="rigl", every=7, stop=25000, drop=0.3)
     assert config.model.hidden == (20, 10)
-    changed = (
-        parse("--config.model.name=lenet", config=IMAGENET) if False else parse("--config.chain.arms=")
-    )
-    assert changed.chain.arms == ()
+    assert parse("--config.chain.arms=").chain.arms == ()
 
 
 def test_model_and_data_of_the_default_config_can_be_replaced():
@@ -115,6 +112,88 @@ def test_a_config_file_refuses_arguments_it_does_not_take():
         parse(config=f"{DIGITS}:smokee")
     with pytest.raises(Refusal, match=r"no config file nowhere\.py"):
         parse(config="nowhere.py")
+
+
+ARGUMENTS = """
+from giung2_ext.experiments.config import default_config
+
+def get_config(
+    density: float = 0.1, epochs: int = 30, batch_size: int = 60, data: str = "mnist", smoke: bool = False
+):
+    c = default_config()
+    c.masks.density, c.optim.ni, c.feed.batch_size = density, 10 * epochs, 2 * batch_size
+    c.model = dict(name="lenet")
+    c.data = dict(name="digits" if smoke else data)
+    return c
+"""
+
+
+@pytest.fixture
+def takes_arguments(tmp_path):
+    file = tmp_path / "takes.py"
+    file.write_text(ARGUMENTS)
+    return str(file)
+
+
+def test_arguments_of_a_config_file_have_the_types_of_their_defaults(takes_arguments):
+    for text, density, steps, data in (
+        ("", 0.1, 300, "mnist"),
+        (":density=1e-2,epochs=16", 0.01, 160, "mnist"),
+        (":smoke,density=1", 1.0, 300, "digits"),
+        (":smoke=false,data=cifar10", 0.1, 300, "cifar10"),
+    ):
+        config = load_config(takes_arguments + text)
+        assert (config.masks.density, config.optim.ni, config.data.name) == (density, steps, data)
+        assert type(config.masks.density) is float
+
+
+def test_an_argument_of_the_file_is_a_flag_before_the_suites_of_that_name(takes_arguments):
+    config = parse("--epochs=3", "--smoke", "--batch_size", "7", config=takes_arguments)
+    assert (config.optim.ni, config.data.name, config.feed.batch_size) == (30, "digits", 14)
+    config = parse("--smoke=no", "--optim_ni=5", config=f"{takes_arguments}:epochs=3")
+    assert (config.optim.ni, config.data.name) == (5, "mnist")
+    assert parse("--batch_size=7").feed.batch_size == 7  # of a file without such an argument
+
+
+REFUSED_ARGUMENTS = {
+    (":epochs=x", ()): "takes.py: epochs takes a whole number, got 'x'",
+    (":density=x", ()): "takes.py: density takes a number, got 'x'",
+    (":smoke=x", ()): "takes.py: smoke takes true or false, got 'x'",
+    (":epochs", ()): "takes.py: epochs needs a value: epochs=VALUE",
+    (":epochs=1,epochs=2", ()): "takes.py: epochs is given twice",
+    (":epoch=1", ()): "takes no argument 'epoch'; it takes: density=0.1, epochs=30, batch_size=60, "
+    "data=mnist, smoke; did you mean 'epochs'?",
+    ("", ("--epochs=x",)): "--epochs takes a whole number, got 'x'",
+    ("", ("--epochs",)): "--epochs needs a value",
+    (":epochs=1", ("--epochs=1",)): "takes.py:epochs=1 both set epochs",
+}
+
+
+@pytest.mark.parametrize(("text", "words"), REFUSED_ARGUMENTS)
+def test_a_wrong_argument_of_a_config_file_is_refused(text, words, takes_arguments):
+    with pytest.raises(Refusal, match=re.escape(REFUSED_ARGUMENTS[text, words])):
+        parse(*words, config=takes_arguments + text)
+
+
+@pytest.mark.parametrize("name", ["prune_rate", "prune-rate", "sparsity", "prune_percent"])
+def test_a_fraction_that_papers_define_differently_is_refused_with_what_density_is(name):
+    for words, config in (
+        ((f"--{name}=0.5",), DIGITS),
+        ((f"--config.method.{name}=0.5",), DIGITS),
+        ((), f"{DIGITS}:{name}=0.5"),
+    ):
+        with pytest.raises(Refusal, match="density is the fraction kept") as refusal:
+            parse(*words, config=config)
+        assert "did you mean" not in str(refusal.value)
+
+
+def test_a_config_files_own_refusal_is_told_as_it_is(tmp_path):
+    file = tmp_path / "refuses.py"
+    file.write_text(
+        "from giung2_ext.core.errors import Refusal\ndef get_config():\n    raise Refusal('no such arch')\n"
+    )
+    with pytest.raises(Refusal, match=r"^no such arch$"):
+        parse(config=str(file))
 
 
 BROKEN = {

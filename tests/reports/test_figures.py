@@ -69,33 +69,6 @@ def lines(axes):
     return {line.get_label(): line.get_xydata() for line in axes.get_lines()}
 
 
-def test_chance_overlap_is_what_independent_masks_have_on_average():
-    draw = np.random.default_rng(0)
-    densities = [(0.1, 0.3, (40, 50)), (0.8, 0.6, (30, 10)), (0.05, 0.02, (25,))]
-
-    def exact(density, shape):  # a mask with exactly this density
-        kept = np.arange(np.prod(shape)) < density * np.prod(shape)
-        return draw.permutation(kept).reshape(shape)
-
-    pairs = [
-        ([exact(a, shape) for a, _, shape in densities], [exact(b, shape) for _, b, shape in densities])
-        for _ in range(400)
-    ]
-    measured = np.array([masking.overlap(a, b) for a, b in pairs])
-    expected = figures.chance_overlap(*pairs[0])
-    assert abs(measured.mean() - expected) < 4 * measured.std() / np.sqrt(len(measured)) + 1e-4
-    assert measured.std() < 0.1 * expected  # so the tolerance is a real one
-
-
-def test_chance_overlap_is_exact_where_chance_has_no_say():
-    ones, zeros = np.ones((4, 5), bool), np.zeros((4, 5), bool)
-    half = np.arange(20).reshape(4, 5) < 10
-    assert figures.chance_overlap({"a": ones, "b": None}, {"a": ones, "b": None}) == 1
-    assert figures.chance_overlap([ones, zeros], [zeros, ones]) == 0
-    assert figures.chance_overlap([ones, ones], [half, zeros]) == 10 / 40
-    assert figures.chance_overlap([half], [half]) == pytest.approx(5 / 15)
-
-
 @pytest.mark.parametrize("trials", [1, 3])
 def test_accuracy_curves_are_the_results(trials, folder, figure):
     points = make_chain(folder, trials)

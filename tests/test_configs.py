@@ -1,0 +1,164 @@
+"""Every config file builds what it names, and the rows of published tables have their densities."""
+
+import functools
+
+import jax
+import pytest
+from fakes import REPOSITORY, shapes_of
+
+import giung2_ext.methods
+import giung2_ext.models
+from giung2_ext.core import discovery
+from giung2_ext.core import masks as masking
+from giung2_ext.experiments.bounds import check_config
+from giung2_ext.experiments.config import complete, load_config, options_of
+from giung2_ext.experiments.setup import rate_of
+from giung2_ext.experiments.start import check_start
+
+CONFIGS = REPOSITORY / "configs"
+FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.py"))
+IMAGES = {
+    "digits": (10, (8, 8, 1)),
+    "mnist": (10, (28, 28, 1)),
+    "cifar10": (10, (32, 32, 3)),
+    "cifar100": (100, (32, 32, 3)),
+    "imagenet2012": (1000, (224, 224, 3)),
+}
+
+
+def load(text):
+    config = complete(load_config(f"{CONFIGS}/{text}"))
+    check_config(config)
+    check_start(config)
+    return config
+
+
+@functools.cache
+def shapes(name, options, classes, image):
+    model = discovery.build(giung2_ext.models, "model", name, num_classes=classes, **dict(options))
+    return shapes_of(model, image)[0]
+
+
+def params_of(config):
+    """The parameters' shapes of the network that such a config trains."""
+    classes, image = IMAGES[config.data.name]
+    size = config.data.get("image_size", image[0])
+    options = tuple(sorted(options_of(config, "model").items()))
+    return shapes(config.model.name, options, classes, (size, size, image[2]))
+
+
+def method_of(config):
+    own = options_of(config, "method")
+    if "ni" in discovery.options(giung2_ext.methods, "method", config.method.name):
+        own["ni"] = config.optim.ni
+    return discovery.build(giung2_ext.methods, "method", config.method.name, **own)
+
+
+def prunable(config):
+    return masking.size(masking.dense(params_of(config), config.masks.prunable))
+
+
+@pytest.mark.parametrize("smoke", ["", "smoke"])
+@pytest.mark.parametrize("file", FILES)
+def test_a_config_builds_its_network_and_its_method(file, smoke):
+    config = load(f"{file}:{smoke}")
+    assert prunable(config) > 0
+    assert method_of(config).init
+    assert float(rate_of(config)(jax.numpy.int32(config.optim.ni // 2))) > 0
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if "/" in file])
+def test_smoke_takes_few_steps_on_the_images_that_ship_with_the_package(file):
+    config = load(f"{file}:smoke")
+    assert config.optim.ni <= 200
+    assert config.evaluation.every <= max(config.optim.ni, 100)
+    assert (
+        config.data.name == "digits" or file == "imp/resnet20_cifar10.py" or file.startswith("lottery/len")
+    )
+
+
+# File and arguments, density, epochs and steps of each, and the weights that may be pruned.
+SEARCHES = [
+    ("jackpots/lenet_mnist.py:density=0.02", 0.02, 10, 214, 265_200),
+    ("jackpots/resnet32_cifar10.py", 0.1, 30, 175, 1_844_064),
+    ("jackpots/resnet32_cifar10.py:density=0.05,epochs=160", 0.05, 160, 175, 1_844_064),
+    ("jackpots/resnet32_cifar100.py:density=0.05,epochs=160", 0.05, 160, 175, 1_844_064),
+    ("jackpots/vgg19_cifar10.py:epochs=160", 0.1, 160, 175, 20_018_880),
+    ("jackpots/vgg19_cifar100.py:density=0.05", 0.05, 30, 175, 20_018_880),
+    ("jackpots/resnet50_imagenet.py:epochs=60", 0.2, 60, 4965, 23_454_912),
+    ("multiprize/lenet_mnist.py:density=0.1", 0.1, 10, 214, 266_200),
+    ("multiprize/conv_cifar10.py:depth=2", 0.5, 100, 351, 4_300_992),
+    ("multiprize/conv_cifar10.py:depth=8,density=0.1,binary", 0.1, 100, 351, 5_275_840),
+    ("multiprize/vgg_small_cifar10.py", 0.05, 100, 351, 4_656_512),
+    ("multiprize/vgg_small_cifar10.py:density=0.25,binary,wide", 0.25, 100, 351, 7_249_120),
+    ("multiprize/resnet18_cifar10.py:epochs=50", 0.2, 50, 175, 11_164_352),
+    ("multiprize/wrn50_imagenet.py", 0.2, 100, 4965, 68_814_016),
+    ("multiprize/wrn34_imagenet.py", 0.4, 120, 4965, 48_270_528),
+]
+
+
+@pytest.mark.parametrize(("text", "density", "epochs", "steps", "size"), SEARCHES)
+def test_a_row_of_a_table_has_its_density_and_its_length(text, density, epochs, steps, size):
+    config = load(text)
+    assert config.masks.density == density
+    assert config.optim.ni == epochs * steps
+    assert config.evaluation.every == steps
+    assert prunable(config) == size
+
+
+KEPT = [
+    ("multiprize/vgg_small_cifar10.py", 0.23),
+    ("multiprize/wrn50_imagenet.py", 13.7),
+    ("multiprize/wrn34_imagenet.py", 19.3),
+]
+
+
+@pytest.mark.parametrize(("text", "millions"), KEPT)
+def test_a_ticket_keeps_as_many_weights_as_published(text, millions):
+    config = load(text)
+    assert config.masks.density * prunable(config) / 1e6 == pytest.approx(millions, rel=0.015)
+
+
+def test_jackpots_search_the_weights_that_their_pretraining_trains():
+    for file in (file for file in FILES if file.startswith("pretrain/")):
+        for smoke in ("", ":smoke"):
+            trained, found = load(file + smoke), load(file.replace("pretrain", "jackpots") + smoke)
+            for section in ("model", "data"):
+                assert found[section].to_dict() == trained[section].to_dict(), file
+            assert found.masks.prunable == trained.masks.prunable == "body"
+
+
+def test_the_arguments_of_jackpots_choose_the_rule_or_the_control():
+    file = "jackpots/lenet_mnist.py"
+    assert load(f"{file}:rule=threshold").method.gap == 0.05
+    assert load("jackpots/resnet32_cifar10.py").method.restriction == "quartic"
+    for control in ("magnitude", "random"):
+        config = load(f"{file}:mask={control},density=0.02")
+        assert (config.method.name, config.optim.ni) == ("ticket", 0)
+        assert (config.masks.criterion, config.masks.density) == (control, 0.02)
+    tuned = load("jackpots/resnet50_imagenet.py:tune")
+    assert (tuned.method.name, tuned.masks.density, tuned.optim.ni) == ("ticket", 1.0, 10 * 4965)
+    assert (tuned.optim.lr, tuned.optim.weight_decay) == (0.01, 0.0)
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if file.startswith("multiprize/") and "cycl" not in file]
+)
+def test_every_layer_of_a_multiprize_ticket_is_random_and_binary_unless_told_otherwise(file):
+    config = load(file)
+    assert config.method.binarise
+    assert not config.method.others
+    assert config.start.weights in ("kaiming_normal", "signed_constant")
+    assert config.masks.prunable == "kernels"  # a head of zeros is drawn too
+    assert not config.model.get("zero_init", False)  # such scales would stay 0
+    other = load(f"{file}:weights=signed_constant,scale_fan=none")
+    assert (other.start.weights, other.start.scale_fan) == ("signed_constant", "none")
+
+
+def test_binary_activations_norms_and_edge_popup_are_the_published_variants():
+    for name in ("conv_cifar10", "vgg_small_cifar10", "resnet18_cifar10", "wrn50_imagenet"):
+        config = load(f"multiprize/{name}.py:binary,norms,edge_popup")
+        assert config.model.activation == "binary"
+        assert config.model.get("norm", True)
+        assert (config.method.others, config.method.binarise) == (True, False)
+        assert (config.optim.name, config.optim.weight_decay) == ("adam", 0.0)
