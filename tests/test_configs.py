@@ -6,13 +6,13 @@ import jax
 import pytest
 from fakes import REPOSITORY, shapes_of
 
-import giung2_ext.methods
 import giung2_ext.models
 from giung2_ext.core import discovery
 from giung2_ext.core import masks as masking
+from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments.bounds import check_config
 from giung2_ext.experiments.config import complete, load_config, options_of
-from giung2_ext.experiments.setup import rate_of
+from giung2_ext.experiments.setup import build_method, rate_of
 from giung2_ext.experiments.start import check_start
 
 CONFIGS = REPOSITORY / "configs"
@@ -47,13 +47,6 @@ def params_of(config):
     return shapes(config.model.name, options, classes, (size, size, image[2]))
 
 
-def method_of(config):
-    own = options_of(config, "method")
-    if "ni" in discovery.options(giung2_ext.methods, "method", config.method.name):
-        own["ni"] = config.optim.ni
-    return discovery.build(giung2_ext.methods, "method", config.method.name, **own)
-
-
 def prunable(config):
     return masking.size(masking.dense(params_of(config), config.masks.prunable))
 
@@ -63,7 +56,7 @@ def prunable(config):
 def test_a_config_builds_its_network_and_its_method(file, smoke):
     config = load(f"{file}:{smoke}")
     assert prunable(config) > 0
-    assert method_of(config).init
+    assert build_method(config).init
     assert float(rate_of(config)(jax.numpy.int32(config.optim.ni // 2))) > 0
 
 
@@ -106,6 +99,41 @@ def test_a_row_of_a_table_has_its_density_and_its_length(text, density, epochs, 
     assert prunable(config) == size
 
 
+# File and arguments, and what trains the scores: optimizer, rate, momentum, decay, smoothing, warm-up; the
+# weights, how they are scaled, whether normalisation learns.
+NORMAL, SIGNS = ("kaiming_normal", "kept"), ("signed_constant", "none")
+RECIPES = [
+    ("jackpots/lenet_mnist.py", ("sgd", 0.1, 0.9, 5e-4, 0.0, 0.0), ("model", "none"), None),
+    ("jackpots/resnet32_cifar100.py", ("sgd", 0.1, 0.9, 5e-4, 0.0, 0.0), ("model", "none"), None),
+    ("jackpots/vgg19_cifar10.py", ("sgd", 0.1, 0.9, 5e-4, 0.0, 0.0), ("model", "none"), None),
+    ("jackpots/resnet50_imagenet.py", ("sgd", 0.1, 0.9, 1e-4, 0.0, 0.0), ("model", "none"), None),
+    ("multiprize/lenet_mnist.py", ("sgd", 0.1, 0.9, 1e-4, 0.0, 0.0), NORMAL, False),
+    ("multiprize/conv_cifar10.py", ("sgd", 0.1, 0.9, 1e-4, 0.0, 0.0), NORMAL, False),
+    ("multiprize/conv_cifar10.py:binary", ("adam", 0.1, 0.9, 0.0, 0.0, 0.0), NORMAL, False),
+    ("multiprize/vgg_small_cifar10.py", ("adam", 0.1, 0.9, 0.0, 0.0, 0.0), NORMAL, False),
+    ("multiprize/vgg_small_cifar10.py:binary,wide", ("adam", 0.1, 0.9, 0.0, 0.0, 0.0), NORMAL, False),
+    ("multiprize/vgg_small_cifar10.py:binary,wide,norms", ("adam", 2e-4, 0.9, 0.0, 0.0, 0.0), NORMAL, True),
+    ("multiprize/resnet18_cifar10.py:norms", ("sgd", 0.1, 0.9, 5e-4, 0.0, 0.0), NORMAL, True),
+    ("multiprize/wrn50_imagenet.py:norms", ("sgd", 0.256, 0.875, 2.0**-15, 0.1, 0.05), SIGNS, True),
+    ("multiprize/wrn34_imagenet.py:norms", ("adam", 2e-4, 0.9, 0.0, 0.1, None), NORMAL, True),
+]
+
+
+@pytest.mark.parametrize(("text", "optimizer", "weights", "norms"), RECIPES)
+def test_a_row_of_a_table_is_searched_as_published(text, optimizer, weights, norms):
+    config = load(text)
+    optim = config.optim
+    warmup = None if optim.constant_lr else optim.warmup
+    found = (optim.name, optim.lr, optim.momentum, optim.weight_decay, optim.label_smoothing, warmup)
+    assert found == optimizer
+    assert (config.start.weights, config.start.scale_fan) == weights
+    assert config.method.get("others") == norms
+    binary = "binary" in text or "wrn34" in text
+    assert config.model.get("activation", "relu") == ("binary" if binary else "relu")
+    assert config.feed.batch_size == (128 if "conv" in text or "small" in text else 256)
+    assert config.model.get("group_size", 0) in (0, config.feed.batch_size)
+
+
 KEPT = [
     ("multiprize/vgg_small_cifar10.py", 0.23),
     ("multiprize/wrn50_imagenet.py", 13.7),
@@ -130,13 +158,17 @@ def test_jackpots_search_the_weights_that_their_pretraining_trains():
 
 def test_the_arguments_of_jackpots_choose_the_rule_or_the_control():
     file = "jackpots/lenet_mnist.py"
-    assert load(f"{file}:rule=threshold").method.gap == 0.05
-    assert load("jackpots/resnet32_cifar10.py").method.restriction == "quartic"
+    for other, usual in ((file, "constant"), ("jackpots/vgg19_cifar10.py", "quartic")):
+        methods = [load(other + more).method for more in ("", ":rule=threshold", ":restriction=cosine")]
+        assert [m.restriction for m in methods] == [usual, "constant", "cosine"]
+        assert [m.rule for m in methods] == ["swap", "threshold", "swap"]
+    with pytest.raises(Refusal, match="makes none"):
+        build_method(load("jackpots/vgg19_cifar10.py:rule=threshold,restriction=quartic"))
     for control in ("magnitude", "random"):
         config = load(f"{file}:mask={control},density=0.02")
         assert (config.method.name, config.optim.ni) == ("ticket", 0)
         assert (config.masks.criterion, config.masks.density) == (control, 0.02)
-    tuned = load("jackpots/resnet50_imagenet.py:tune")
+    tuned = load("jackpots/resnet50_imagenet.py:tune=10")
     assert (tuned.method.name, tuned.masks.density, tuned.optim.ni) == ("ticket", 1.0, 10 * 4965)
     assert (tuned.optim.lr, tuned.optim.weight_decay) == (0.01, 0.0)
 

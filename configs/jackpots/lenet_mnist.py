@@ -30,16 +30,14 @@ def get_config(
     epochs: int = 10,
     mask: str = "search",
     rule: str = "swap",
-    restriction: str = "constant",
+    restriction: str = "",
     smoke: bool = False,
 ):
     c = load_config(f"{TRAINED}:epochs={epochs},smoke={smoke}").unlock()
     if mask != "search":
         c.optim.ni = 0
-    elif rule == "swap":
-        c.method = dict(name="jackpots", restriction=restriction)
     else:
-        c.method = dict(name="jackpots", rule=rule, gap=0.05)
+        c.method = dict(name="jackpots", rule=rule, restriction=restriction or "constant")
     c.masks.criterion = "magnitude" if mask == "search" else mask
     c.masks.density = density
     c.optim.name = "sgd"

@@ -21,7 +21,7 @@ def get_config(
     density: float = 0.1,
     epochs: int = 30,
     rule: str = "swap",
-    restriction: str = "quartic",
+    restriction: str = "",
     smoke: bool = False,
 ):
     given = f"density={density},epochs={epochs},rule={rule},restriction={restriction},smoke={smoke}"

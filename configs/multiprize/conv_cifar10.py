@@ -7,9 +7,11 @@
 BatchNorm that learns nothing (`--norms`: it does, "+BN", and here the last bias), with Adam. The published
 densities are 0.8, 0.6, 0.5, 0.4, 0.2 and 0.1. `--edge_popup`, `--weights` and `--scale_fan` as in
 lenet_mnist.py; the published code scales by what is removed (`--scale_fan=removed`). Its rate falls by
-epoch, not by step; it chooses on test.
+epoch, not by step; it chooses on test. `--config.method.threshold=global` cuts all layers at one score,
+with `--config.method.ramp=0.1` from half of the weights over the first tenth ("A Winning Hand").
 Hardware: one GPU or a TPU core; not run: no accelerator. Expected: the paper has figures alone; edge-popup
-at 0.5 with signed constants about 77.7, 85.8 and 88.1% of Conv-2, 4 and 6 (cited from memory, unsure).
+at 0.5 (`--edge_popup --weights=signed_constant --scale_fan=none`) about 77.7, 85.8 and 88.1% of Conv-2, 4
+and 6 (cited from memory, unsure).
 Last verified: never run; built 2026-11-22.
 """
 

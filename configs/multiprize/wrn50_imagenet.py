@@ -3,8 +3,9 @@
     python scripts/train.py --config=configs/multiprize/wrn50_imagenet.py --norms --data_root=DIR \\
         --mixed_precision=true --seed=0 --save=save/multiprize/wrn50
 
-(https://arxiv.org/abs/2103.09377.) Binary weights, drawn as signed constants: 13.7 million of 68.8. The
-other arguments are those of conv_cifar10.py; of Kaiming normal weights the published rate is half as large.
+(https://arxiv.org/abs/2103.09377.) Binary weights, 13.7 million of 68.8, drawn as signed constants and not
+scaled, as in the authors' configs of this network. The other arguments are those of conv_cifar10.py; of
+Kaiming normal weights the published rate is half as large.
 10,000 training images are held out to choose on (there the validation images).
 Hardware: one GPU, or a TPU; not run: no accelerator. Expected (cited: the authors' repository): 72.67%,
 with `--norms` 74.03%. Last verified: never run; built 2026-11-22.
@@ -22,7 +23,7 @@ def get_config(
     density: float = 0.2,
     epochs: int = 100,
     weights: str = "signed_constant",
-    scale_fan: str = "kept",
+    scale_fan: str = "none",
     binary: bool = False,
     norms: bool = False,
     edge_popup: bool = False,

@@ -32,6 +32,8 @@ class Method(NamedTuple):
     """whether an update stands in for the optimizer's step or comes after it"""
     frozen: bool = False
     """whether prunable weights never change: scores of them are trained in their place"""
+    averages: bool = True
+    """whether a moving average of the trainables means something: they are weights, never set back"""
     pretrained: bool = False
     """whether it needs trained weights to start from"""
     group_abs: bool = False

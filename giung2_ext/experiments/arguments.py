@@ -20,7 +20,13 @@ Config = ml_collections.ConfigDict
 TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number"}
 
-FRACTIONS = ("prune_rate", "prune_percent", "sparsity")  # whose meaning differs from paper to paper
+FRACTIONS = (
+    "prune_rate",
+    "prune_percent",
+    "sparsity",
+    "pr",
+    "pr_cfg",
+)  # whose meaning differs from paper to paper
 DENSITY = (
     "; density is the fraction kept. The published prune_rate of Multi-Prize tickets is the fraction kept "
     "too; pr of Lottery Jackpots, sparsity and a percentage to prune are what is removed: write "
@@ -31,7 +37,7 @@ DENSITY = (
 def suggest(name: str, known: Iterable[str]) -> str:
     """What an unknown name may have meant, to end a message with."""
     last = name.rpartition(".")[2].replace("-", "_")
-    return DENSITY if last in FRACTIONS else did_you_mean(name, known)
+    return (DENSITY if last in FRACTIONS else "") + did_you_mean(name, known)
 
 
 def convert(text: str, kind: type, optional: bool, label: str, default: Any = ()) -> Any:
@@ -121,6 +127,9 @@ def open_file(name: str) -> ConfigFile:
     if not hasattr(module, "get_config"):
         raise Refusal(f"{name} has no get_config()")
     parameters = inspect.signature(module.get_config).parameters
+    bare = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty]
+    if bare:
+        raise Refusal(f"{name}: get_config's {', '.join(bare)} needs a default, which tells its type")
     return ConfigFile(path, module.get_config, {n: p.default for n, p in parameters.items()})
 
 
@@ -132,4 +141,6 @@ def _broken(path: pathlib.Path, error: Exception) -> Refusal:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if pathlib.Path(frame.filename).resolve() == path.resolve()]
         line = own[-1].lineno if own else None
-    return Refusal(f"{path}, line {line}: {type(error).__name__}: {str(error).splitlines()[0]}")
+    return Refusal(
+        f"{path}, line {line}: {type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+    )

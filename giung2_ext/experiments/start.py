@@ -178,10 +178,13 @@ def _check_frozen(config: Config, state: State, params: Tree, masks: Tree) -> No
     trained, name = trees.named_leaves(state.trainable), config.method.name
     for leaf, count in counts.items():
         if count == 0:
+            rule = config.masks
+            what = "the mask to start from"
+            if rule.criterion != "none":
+                what = f"config.masks.density={rule.density:g} ({rule.allocation})"
             raise Refusal(
-                f"config.masks.density={config.masks.density:g} ({config.masks.allocation}) keeps no "
-                f"weight of {leaf}, and {name} leaves every layer its count: keep more, or use "
-                "config.masks.allocation=uniform or erk"
+                f"{what} keeps no weight of {leaf}, and {name} leaves every layer its count: keep more, or "
+                "use config.masks.allocation=uniform or erk"
             )
         fixed = count is not None or trained.get(leaf) is None
         if leaf.endswith("kernel") and fixed and not nonzero[leaf]:
@@ -206,8 +209,11 @@ def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
             f"network; its leaves are: {', '.join(trees.named_leaves(params))}"
         )
     start, parents = config.start, {}
-    if config.optim.ema is not None and setup.method.frozen:
-        raise Refusal(f"config.optim.ema averages weights, and {config.method.name} trains scores")
+    if config.optim.ema is not None and not setup.method.averages:
+        raise Refusal(
+            f"config.optim.ema averages weights, and {config.method.name} trains scores, or sets "
+            "weights back"
+        )
     if setup.method.pretrained and not start.matching_ckpt:
         raise Refusal(
             f"{config.method.name} never trains a weight: give the trained ones with --matching_ckpt=PATH"

@@ -9,14 +9,15 @@ keeps. Deviations: only kernels are pruned and binarised, biases and normalisati
 scores get every dense gradient of what is alive. BatchNorm's running averages go on, as there.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from giung2_ext.core import initial, schedules, select, trees
 from giung2_ext.core import masks as masking
-from giung2_ext.core import schedules, select, trees
 from giung2_ext.core.errors import Refusal
 from giung2_ext.core.method import EditSlots, Method
 
@@ -25,7 +26,7 @@ Tree = Any
 
 class CyclesState(NamedTuple):
     masks: Tree
-    initial: Tree  # every parameter as it began; None without rewinding
+    begun: Tree  # every parameter as it was at first; None without rewinding
     scores: Tree  # None where weights are ranked; 0 where pruned
 
 
@@ -39,10 +40,9 @@ def binary(mask: Array, weight: Array) -> Array:
 
 def draw_scores(key: Array, masks: Tree) -> Tree:
     """Glorot normal, one for every weight that can be pruned."""
-    leaves, treedef = jax.tree.flatten(masks)
     draw = jax.nn.initializers.glorot_normal()
-    scores = [draw(k, m.shape) for k, m in zip(jax.random.split(key, len(leaves)), leaves, strict=True)]
-    return masking.apply(masks, jax.tree.unflatten(treedef, scores))
+    keys = initial.leaf_keys(key, masks)
+    return masking.apply(masks, trees.map_present(lambda m, k: draw(k, m.shape), masks, keys))
 
 
 def shrink(masks: Tree, ranked: Tree, kept_q31: int) -> Tree:
@@ -54,6 +54,17 @@ def shrink(masks: Tree, ranked: Tree, kept_q31: int) -> Tree:
 
     sizes = trees.map_present(lambda mask, r: jnp.abs(r), masks, ranked)
     return select.top_k_each(sizes, trees.map_present(survivors, masks), masks)
+
+
+def make_due(every: int, rewind: bool, ni: int) -> tuple[Callable[[int], bool], int]:
+    """When a run of `ni` steps (0: without end) prunes, and the last time that it does, or -1."""
+
+    def due(step: int) -> bool:
+        """With rewinding at a cycle's first batch, which it replaces; else after a cycle's last."""
+        within = step < ni or not ni
+        return within and (step > 0 and step % every == 0 if rewind else (step + 1) % every == 0)
+
+    return due, max((step for step in range(max(ni - every, 0), ni) if due(step)), default=-1)
 
 
 def build(
@@ -73,17 +84,12 @@ def build(
         )
     kept_q31 = schedules.to_q31(1 - percent / 100)
 
-    def due(step: int) -> bool:
-        """With rewinding at a cycle's first batch, which it replaces; else after a cycle's last."""
-        within = step < ni or not ni
-        return within and (step > 0 and step % every == 0 if rewind else (step + 1) % every == 0)
-
-    last = max((step for step in range(max(ni - every, 0), ni) if due(step)), default=-1)
+    due, last = make_due(every, rewind, ni)
 
     def init(key: Array, params: Tree, masks: Tree) -> tuple[Tree, CyclesState]:
-        initial = jax.tree.map(jnp.copy, params) if rewind else None  # steps donate: no shared buffers
+        begun = jax.tree.map(jnp.copy, params) if rewind else None  # steps donate: no shared buffers
         scores = draw_scores(key, masks) if by == "scores" else None
-        return masking.apply(masks, params), CyclesState(masks, initial, scores)
+        return masking.apply(masks, params), CyclesState(masks, begun, scores)
 
     def weights(trainable: Tree, state: CyclesState) -> Tree:
         if not binarise:
@@ -111,10 +117,10 @@ def build(
         new = shrink(state.masks, trainable if by == "weights" else state.scores, kept_q31)
         scores = None if by == "weights" else masking.apply(new, state.scores)
         if rewind:  # all zeros is how every optimizer here begins, its count too
-            trainable, opt_state = state.initial, jax.tree.map(jnp.zeros_like, opt_state)
+            trainable, opt_state = state.begun, jax.tree.map(jnp.zeros_like, opt_state)
         else:
             opt_state = edit_slots(opt_state, lambda slot, m: jnp.where(m, slot, 0), new)
-        return masking.apply(new, trainable), opt_state, CyclesState(new, state.initial, scores)
+        return masking.apply(new, trainable), opt_state, CyclesState(new, state.begun, scores)
 
     return Method(
         init=init,
@@ -125,4 +131,5 @@ def build(
         update=update,
         settled=lambda step: step > last,
         replaces_step=rewind,
+        averages=not rewind,
     )

@@ -2,11 +2,11 @@
 
 Zhang et al. 2021, https://arxiv.org/abs/2104.08700. Every score gets the straight-through gradient g * W
 (pruned ones too); each leaf keeps as many weights as the starting mask does. Its second generation, `swap`:
-scores start at 1 where the mask keeps and 1 - `gap` (0.01) elsewhere, and after each optimizer step a leaf
-swaps ceil(r * n) of the n pairs in which a pruned score beats a kept one. r is the short restriction:
-`rate`, 1 as in the published code, or that times (1 - step/ni)^4, `quartic`, which the code seems to mean
-(by epoch). Its first, `threshold`: the highest |scores| are kept, chosen anew in every forward (gap 0.05).
-Selections take the place of sorts; at equal scores what is kept stays, then the lowest index is taken.
+scores start at 1 where the mask keeps and 1 - `gap` elsewhere, and after each optimizer step a leaf swaps
+ceil(r * n) of the n pairs in which a pruned score beats a kept one; equal ones stay. r is the short
+restriction: `rate`, 1 as in the published code, or that times (1 - step/ni)^4, `quartic`, which the code
+seems to mean (by epoch), or half a cosine. Its first, `threshold`: the highest |scores| are kept, chosen
+anew in every forward. Selections take the place of sorts; of equal scores the lowest index is taken.
 """
 
 import math
@@ -25,7 +25,7 @@ from giung2_ext.core.method import Method
 
 Tree = Any
 
-RULES = ("swap", "threshold")
+GAPS = {"swap": 0.01, "threshold": 0.05}  # the rules, and between the scores that they start from
 RESTRICTIONS: dict[str, Callable[[float], float]] = {  # of the fraction of the run that is done
     "constant": lambda done: 1.0,
     "quartic": lambda done: (1 - done) ** 4,
@@ -64,12 +64,15 @@ def skipped_fractions(restriction: str, rate: float, ni: int) -> np.ndarray:
 
 
 def check_options(rule: str, gap: float, restriction: str, rate: float, ni: int | None) -> None:
-    if rule not in RULES:
-        raise unknown("rule of jackpots", rule, RULES)
+    if rule not in GAPS:
+        raise unknown("rule of jackpots", rule, GAPS)
     if restriction not in RESTRICTIONS:
         raise unknown("restriction of jackpots", restriction, RESTRICTIONS)
-    if not 0 < gap <= 1 or not 0 < rate <= 1:
-        raise Refusal(f"jackpots needs gap and rate in (0, 1], got {gap:g} and {rate:g}")
+    if not 1e-6 <= gap <= 1 or not 0 < rate <= 1:
+        raise Refusal(
+            f"jackpots needs gap in [1e-6, 1] (0: the rule's own) and rate in (0, 1], got {gap:g} "
+            f"and {rate:g}"
+        )
     if restriction != "constant" and ni is None:
         raise Refusal(f"jackpots needs ni, the steps of the run, for the restriction {restriction!r}")
     if rule == "threshold" and (restriction != "constant" or rate < 1):
@@ -80,12 +83,13 @@ def check_options(rule: str, gap: float, restriction: str, rate: float, ni: int 
 
 def build(
     rule: str = "swap",
-    gap: float = 0.01,
+    gap: float = 0.0,
     restriction: str = "constant",
     rate: float = 1.0,
     ni: int | None = None,
 ) -> Method:
-    """`ni` is the run's number of steps."""
+    """`ni` is the run's number of steps; a gap of 0 is the rule's own."""
+    gap = gap or GAPS.get(rule, 0)
     check_options(rule, gap, restriction, rate, ni)
     skipped, swaps = skipped_fractions(restriction, rate, ni or 1), rule == "swap"
 
@@ -114,4 +118,4 @@ def build(
         return scores, JackpotsState(state.frozen, new)
 
     follows = follow if swaps else None
-    return Method(init, weights, masks_of, follow=follows, frozen=True, pretrained=True)
+    return Method(init, weights, masks_of, follow=follows, frozen=True, averages=False, pretrained=True)

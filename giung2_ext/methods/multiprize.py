@@ -154,6 +154,7 @@ def build(
         total = ramped(step + 1, target, masking.size(sizes(trainable, state)))
         return trainable, state._replace(total=total)
 
+    found = Method(init, weights, masks, frozen=True, averages=False)
     if not ramp:
-        return Method(init, weights, masks, frozen=True)
-    return Method(init, weights, masks, follow=follow, settled=lambda steps: steps >= end, frozen=True)
+        return found
+    return found._replace(follow=follow, settled=lambda steps: steps > end)

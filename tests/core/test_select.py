@@ -194,11 +194,16 @@ KEYS = {
 }
 
 
+@pytest.mark.parametrize("large", [select.LARGE, 1], ids=["three histograms", "two"])
 @pytest.mark.parametrize("kind", KEYS)
-def test_both_searches_find_the_same_cut_with_exact_counts(kind):
+def test_both_searches_find_the_same_cut_with_exact_counts(kind, large, monkeypatch):
+    monkeypatch.setattr(select, "LARGE", large)
     keys = KEYS[kind](np.random.default_rng(0), 3001)
     leaves = [keys[0], keys[1:2401].reshape(3, 2, 4, 100), keys[2401:]]
-    searches = [jax.jit(search) for search in (select._by_halving, select._by_histogram)]
+    searches = [
+        jax.jit(lambda *given: select._by_halving(*given)),
+        jax.jit(lambda *given: select._by_histogram(*given)),
+    ]
     for k in (0, 1, 2, 700, 1500, 3000, 3001, 3002, 2**31 - 1):
         for search in searches:
             assert tuple(int(part) for part in search(leaves, jnp.int32(k))) == cut_of(keys, k), k
@@ -304,7 +309,7 @@ def test_leaves_of_one_shape_are_chosen_together_each_by_its_own_count(restricte
     for i, (leaf, k) in enumerate(zip(scores, counts, strict=True)):
         assert same([chosen[i]], reference([leaf], k, [among[i]] if restricted else None)), i
     text = pick.lower(scores, counts).as_text()
-    assert text.count('"stablehlo.scatter"') == 4 * len(select.HISTOGRAMS)  # for the four shapes
+    assert text.count('"stablehlo.scatter"') == 4 * len(select.FEW)  # for the four shapes
 
 
 def test_leaves_chosen_by_themselves_move_only_counts_between_devices():

@@ -95,11 +95,3 @@ def test_what_the_experiment_does_not_know_is_refused(word):
 def test_its_first_lines_tell_of_every_flag():
     first = pathlib.Path(FILE).read_text().split('"""')[1]
     assert [name for name in PUBLISHED if f"--{name}" not in first] == []
-
-
-def test_it_runs_on_digits_and_the_last_cycle_has_the_final_density(train, tmp_path):
-    words = ("--smoke", "--epochs=2", "--seed=0", "--test_freq=20", "--prune_percent=50", "--score")
-    result = train(tmp_path / "run", f"--config={FILE}", *words)
-    assert result["steps"] == 40
-    assert result["best_step"] == 40  # although the dense network of step 20 is better
-    assert result["kept"] == 25_100  # half of 50,200

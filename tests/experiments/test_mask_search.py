@@ -75,12 +75,7 @@ def test_a_ticket_that_was_read_again_scores_exactly_what_it_was_written_with(
 def test_a_jackpot_is_rewound_and_trained_and_pruned_like_any_ticket(searched, pretrained, train, tmp_path):
     folder, _ = searched
     start = (f"--matching_ckpt={pretrained}", f"--previous_ckpt={folder / 'last.ckpt'}")
-    as_ticket = (
-        "--config.method.name=ticket",
-        "--config.masks.criterion=none",
-        "--config.masks.density=1.0",
-    )
-    flags = (JACKPOTS, *SHORT, *start, *as_ticket, "--optim_ni=20", "--periodic_ckpt=true")
+    flags = (JACKPOTS, *SHORT, *start, *AS_TICKET, "--optim_ni=20", "--periodic_ckpt=true")
     train(tmp_path / "tuned", *flags)
     jackpot, begun, tuned = (
         read_ticket(path)
@@ -131,6 +126,7 @@ def test_the_best_ticket_is_of_the_final_density(train, tmp_path):
         "--epochs=3",
         "--test_freq=20",
         "--prune_percent=90",
+        "--score",
         "--config.model.hidden=8",
     )
     last = 2 * 20  # steps before the third cycle, of 20 batches of 60 of 1,200 digits
@@ -163,7 +159,7 @@ BAD = {
     ),
     "averaged scores": (
         (JACKPOTS, *SHORT, "--matching_ckpt={dense}", "--config.optim.ema=0.9"),
-        "averages weights, and jackpots trains scores",
+        "averages weights, and jackpots trains scores, or sets weights back",
     ),
 }  # fmt: skip
 

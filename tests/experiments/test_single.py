@@ -26,6 +26,11 @@ RUN = (
 )
 RIGL = ("--config.method.name=rigl", "--config.method.every=4", "--config.method.stop=20",
         "--config.masks.criterion=random", "--config.masks.density=0.1")  # fmt: skip
+SEARCH = ("--config.method.name=multiprize", "--config.method.threshold=global", "--config.method.ramp=0.5",
+          "--config.method.stairs=3", "--config.method.others=true", "--config.masks.criterion=random",
+          "--config.masks.density=0.1")  # fmt: skip
+CYCLES = ("--config.method.name=cycles", "--config.method.every=8", "--config.method.percent=40",
+          "--config.method.by=scores", "--config.method.binarise=true")  # fmt: skip
 STATES = ("--save_every=5",)
 WHERE = default_config().placement
 
@@ -35,7 +40,9 @@ def stop_at(monkeypatch, step):
 
 
 @pytest.mark.parametrize("saves", [STATES, ()], ids=["from a state", "from the start"])
-@pytest.mark.parametrize("method", [(), RIGL], ids=["ticket", "rigl"])
+@pytest.mark.parametrize(
+    "method", [(), RIGL, SEARCH, CYCLES], ids=["ticket", "rigl", "multiprize", "cycles"]
+)
 def test_resumed_is_uninterrupted_bit_for_bit(method, saves, train, tmp_path, monkeypatch, capsys):
     calm = train(tmp_path / "calm", *RUN, *method)
     with monkeypatch.context() as patch:

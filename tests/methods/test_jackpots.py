@@ -167,6 +167,12 @@ def test_the_gradient_is_the_slope_of_the_surrogate_by_finite_differences(rule):
     assert np.asarray(grad)[~mask].all()  # pruned ones too
 
 
+def test_each_generation_starts_with_the_gap_of_its_own_unless_another_is_given():
+    for options, expected in ((("swap",), 0.01), (("threshold",), 0.05), (("threshold", 0.3), 0.3)):
+        scores, _ = jackpots.build(*options).init(None, {"w": jnp.ones(2)}, {"w": jnp.array([True, False])})
+        assert np.array_equal(scores["w"], np.float32([1, 1 - expected]))
+
+
 def test_the_first_generation_ranks_sizes_and_cuts_ties_by_index():
     method = jackpots.build("threshold", gap=0.05)
     scores = {"w": jnp.array([0.5, -0.3, 0.1, -0.9, 0.0, 0.45, -0.6, 0.2]), "b": None}
@@ -199,8 +205,9 @@ def test_frozen_weights_are_bit_identical_and_only_scores_train(prunable, ruled)
     [
         (dict(rule="swop"), "did you mean 'swap'"),
         (dict(restriction="quatric"), "did you mean 'quartic'"),
-        (dict(gap=0.0), "gap and rate in"),
-        (dict(rate=0.0), "gap and rate in"),
+        (dict(gap=-0.1), "needs gap in"),
+        (dict(gap=1e-9), "needs gap in"),  # 1 - 1e-9 is 1 in float32
+        (dict(rate=0.0), "needs gap in"),
         (dict(restriction="quartic"), "needs ni"),
         (dict(rule="threshold", rate=0.5), "makes none"),
     ],
