@@ -63,13 +63,8 @@ def make(smoke, data_root):
     if accelerator and not smoke:
         model, image, batch, classes, steps = resnet.build(1000, jnp.bfloat16), (224, 224, 3), 256, 1000, 20
     else:
-        model, image, batch, classes, steps = (
-            resnet_cifar.build(10),
-            (32, 32, 3),
-            8 if smoke else 128,
-            10,
-            1,
-        )
+        model = resnet_cifar.build(10, depth=8, planes=4) if smoke else resnet_cifar.build(10)
+        image, batch, classes, steps = (32, 32, 3), 8 if smoke else 128, 10, 1
     params, statistics, kept = start(model, image)
     data = random_batch(image, batch, classes)
 

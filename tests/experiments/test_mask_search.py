@@ -10,6 +10,7 @@ from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import evaluate
 from giung2_ext.experiments.config import default_config
+from giung2_ext.storage import tickets
 from giung2_ext.storage.records import read_metrics
 from giung2_ext.storage.tickets import read_ticket
 
@@ -149,9 +150,8 @@ BAD = {
         "keeps no weight of Dense_",
     ),
     "dead weights": (
-        (*SEARCH, "--weights=model", "--scale_fan=none", "--config.model.name=resnet_cifar",
-         "--config.model.depth=8", "--config.model.planes=4", "--config.model.head=zero"),
-        "cls/kernel is all 0 and multiprize never trains it",
+        (JACKPOTS, *SHORT, "--matching_ckpt={dead}", "--config.masks.allocation=uniform"),
+        "Dense_1/kernel is all 0 and jackpots never trains it",
     ),
     "weights given twice": (
         (*MULTIPRIZE, "--matching_ckpt={dense}"),
@@ -164,10 +164,20 @@ BAD = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def dead(pretrained, tmp_path_factory):
+    """A ticket with a layer of zeros."""
+    folder, ticket = epath.Path(tmp_path_factory.mktemp("dead")), read_ticket(pretrained)
+    ticket.params["Dense_1"]["kernel"][:] = 0
+    lineage = {key: value for key, value in ticket.meta.items() if key in ("images", "prunable_rule")}
+    place, _ = tickets.write_ticket(folder, *ticket[:3], lineage)
+    return place
+
+
 @pytest.mark.parametrize("kind", BAD)
-def test_what_cannot_be_searched_is_refused(kind, pretrained, train, tmp_path):
+def test_what_cannot_be_searched_is_refused(kind, pretrained, dead, train, tmp_path):
     flags, message = BAD[kind]
-    given = [flag.format(dense=pretrained) if "{dense}" in flag else flag for flag in flags]
+    given = [flag.format(dense=pretrained, dead=dead) for flag in flags]
     with pytest.raises(Refusal, match=message):
         train(tmp_path / "run", *given)
     assert not (tmp_path / "run/last.ckpt").exists()
