@@ -166,7 +166,7 @@ def test_the_arguments_of_jackpots_choose_the_rule_or_the_control():
         build_method(load("jackpots/vgg19_cifar10.py:rule=threshold,restriction=quartic"))
     for control in ("magnitude", "random"):
         config = load(f"{file}:mask={control},density=0.02")
-        assert (config.method.name, config.optim.ni) == ("ticket", 0)
+        assert (config.method.name, config.optim.ni) == ("jackpots", 0)
         assert (config.masks.criterion, config.masks.density) == (control, 0.02)
     tuned = load("jackpots/resnet50_imagenet.py:tune=10")
     assert (tuned.method.name, tuned.masks.density, tuned.optim.ni) == ("ticket", 1.0, 10 * 4965)

@@ -7,7 +7,7 @@
 
 Zhang et al. 2021 (https://arxiv.org/abs/2104.08700) made small. `--mask=magnitude` is the mask that the
 search starts from and `--mask=random` one drawn uniformly: nothing trains there. `--rule=threshold` is the
-paper's first rule. The classifier stays dense.
+paper's first rule, `--restriction=quartic` (or cosine) swaps ever fewer. The classifier stays dense.
 Measured test accuracy after the last step (%, seeds 0 to 2, mean ± sd; the trained network 97.82 ± 0.08):
 
 density   search          rule=threshold   mask=magnitude   mask=random
@@ -34,10 +34,9 @@ def get_config(
     smoke: bool = False,
 ):
     c = load_config(f"{TRAINED}:epochs={epochs},smoke={smoke}").unlock()
+    c.method = dict(name="jackpots", rule=rule, restriction=restriction or "constant")
     if mask != "search":
         c.optim.ni = 0
-    else:
-        c.method = dict(name="jackpots", rule=rule, restriction=restriction or "constant")
     c.masks.criterion = "magnitude" if mask == "search" else mask
     c.masks.density = density
     c.optim.name = "sgd"

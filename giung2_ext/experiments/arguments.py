@@ -37,7 +37,9 @@ DENSITY = (
 def suggest(name: str, known: Iterable[str]) -> str:
     """What an unknown name may have meant, to end a message with."""
     last = name.rpartition(".")[2].replace("-", "_")
-    return (DENSITY if last in FRACTIONS else "") + did_you_mean(name, known)
+    if last not in FRACTIONS:
+        return did_you_mean(name, known)
+    return DENSITY + did_you_mean(name, set(known) & set(FRACTIONS))
 
 
 def convert(text: str, kind: type, optional: bool, label: str, default: Any = ()) -> Any:
@@ -86,7 +88,7 @@ class ConfigFile(NamedTuple):
             name, equals, value = word.partition("=")
             if name not in self.defaults:
                 raise Refusal(
-                    f"{self.path} takes no argument {name!r}; it takes: {self._listed()}"
+                    f"{self.path} takes no argument {name!r}; it takes: {self.listed()}"
                     f"{suggest(name, self.defaults)}"
                 )
             if name in given:
@@ -96,7 +98,7 @@ class ConfigFile(NamedTuple):
             given[name] = self.value(name, value if equals else "true", f"{self.path}: {name}")
         return given
 
-    def _listed(self) -> str:
+    def listed(self) -> str:
         names = (n if v is False else f"{n}={v}" for n, v in self.defaults.items())
         return ", ".join(names) or "none"
 

@@ -78,7 +78,7 @@ def train_command(
     def work() -> None:
         arguments = sys.argv[1:]
         if "--help" in arguments:
-            print(flags.usage(doc or "", own, table))
+            print(flags.usage(doc or "", own, str(default), arguments, table))
             return
         if not any(word.partition("=")[0] == "--save" for word in arguments):
             raise Refusal(f"--save=DIR is required ({flags.CONTINUATION})")

@@ -117,8 +117,8 @@ def _set(config: Config, field: str, flag: str, words: list[str]) -> None:
     section[key] = convert(_value(flag, words, kind is bool), kind, optional, flag, section[key])
 
 
-def _load(text: str, words: Words) -> Config:
-    """The config of `FILE[:ARG,…]`; flags that are its arguments are taken out of `words`."""
+def _load(text: str, words: Words) -> tuple[Config, reading.ConfigFile]:
+    """The config of `FILE[:ARG,…]` and its file; flags that are its arguments are taken out of `words`."""
     name, _, arguments = text.partition(":")
     file = reading.open_file(name)
     given = file.read(arguments)
@@ -126,7 +126,7 @@ def _load(text: str, words: Words) -> Config:
         if flag in given:
             raise Refusal(f"--{flag} and --config={text} both set {flag}: leave one of them out")
         given[flag] = file.value(flag, _value(flag, words.pop(flag), file.is_switch(flag)), f"--{flag}")
-    return file.make(given)
+    return file.make(given), file
 
 
 def parse(
@@ -138,15 +138,18 @@ def parse(
     """The completed, locked config and the values of the script's own flags (`extra`: defaults)."""
     words = split(arguments)
     own = {n: _value(n, words.pop(n), False) if n in words else v for n, v in extra.items()}
-    file = _value("config", words.pop("config"), False) if "config" in words else default_config
-    config = _load(file, words)
+    text = _value("config", words.pop("config"), False) if "config" in words else default_config
+    config, file = _load(text, words)
 
     targets: dict[str, str] = {}  # field -> flag
     for flag in words:
         field = flag.removeprefix("config.") if flag.startswith("config.") else table.get(flag)
         if field is None:
-            known = [*table, *extra, "config", *(f"config.{f}" for f in fields(config))]
-            raise Refusal(f"unknown flag --{flag}{_nearest(flag, known)} ({CONTINUATION})")
+            known = [*file.defaults, *table, *extra, "config", *(f"config.{f}" for f in fields(config))]
+            raise Refusal(
+                f"unknown flag --{flag}{_nearest(flag, known)}; {file.path} takes: {file.listed()} "
+                f"({CONTINUATION})"
+            )
         if field in targets:
             raise Refusal(f"--{targets[field]} and --{flag} both set config.{field}")
         targets[field] = flag
@@ -178,21 +181,25 @@ def parse_own(arguments: list[str], own: dict[str, str | None]) -> dict[str, str
     return {n: _value(n, words[n], False) if n in words else v for n, v in own.items()}
 
 
-def usage(doc: str, extra: dict[str, str | None], table: dict[str, str] = FLAGS) -> str:
-    """What --help prints: the script's own flags, every field and the original flag that sets it."""
+def usage(
+    doc: str, extra: dict[str, str | None], default_config: str, arguments: list[str], table: dict[str, str]
+) -> str:
+    """What --help prints: the script's own flags, the config file's, every field and what else sets it."""
+    given = [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
+    name, _, chosen = (given or [default_config])[0].partition(":")
+    file = reading.open_file(name)
     short = {field: f"--{flag}" for flag, field in table.items()}
     lines = [doc.strip(), "", "  --config=FILE[:ARG,…]  (default: configs/imagenet2012.py)"]
     lines += [f"  --{name}={default or '…'}" for name, default in extra.items()]
     lines += [
         "",
-        "the arguments of a config file, which its first lines tell of, are written FILE:smoke,epochs=160",
-        "or as flags of their own: --smoke --epochs=160",
+        f"the arguments of {file.path}, written FILE:NAME=VALUE,… or --NAME=VALUE: {file.listed()}",
     ]
-    lines += ["", "every field of the config, with the default that a config file may change:"]
-    for field, value in fields(complete(default_config())).items():
+    lines += ["", "every field of the config, as this file has it:"]
+    for field, value in fields(complete(file.make(file.read(chosen)))).items():
         lines.append(f"  {f'--config.{field}={value}':<44} {short.get(field, '')}".rstrip())
     lines += [
         "",
-        "model, data and method take the options of the one that is named: here the defaults'",
+        "model, data and method take the options of the one that is named",
     ]
     return "\n".join(lines)

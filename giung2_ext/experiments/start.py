@@ -98,7 +98,8 @@ def _read_fitting(path: str, params: Tree, masks: Tree) -> Ticket:
             what = "is" if leaf is not None else "is not"
             raise Refusal(
                 f"{path} was made with another config.masks.prunable "
-                f"({ticket.meta['prunable_rule']}): here {name!r} {what} prunable"
+                f"({ticket.meta['prunable_rule']}): here {name!r} {what} prunable; give that rule, "
+                f"--config.masks.prunable={ticket.meta['prunable_rule']}"
             )
     return ticket
 
@@ -183,8 +184,8 @@ def _check_frozen(config: Config, state: State, params: Tree, masks: Tree) -> No
             if rule.criterion != "none":
                 what = f"config.masks.density={rule.density:g} ({rule.allocation})"
             raise Refusal(
-                f"{what} keeps no weight of {leaf}, and {name} leaves every layer its count: keep more, or "
-                "use config.masks.allocation=uniform or erk"
+                f"{what} keeps no weight of {leaf}, and {name} leaves every layer its count: keep more"
+                + ", or use config.masks.allocation=uniform or erk" * (rule.allocation == "global")
             )
         fixed = count is not None or trained.get(leaf) is None
         if leaf.endswith("kernel") and fixed and not nonzero[leaf]:
