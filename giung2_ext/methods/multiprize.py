@@ -157,4 +157,5 @@ def build(
     found = Method(init, weights, masks, frozen=True, averages=False)
     if not ramp:
         return found
+    # a step more, should the ramp's last one overflow in float16
     return found._replace(follow=follow, settled=lambda steps: steps > end)
