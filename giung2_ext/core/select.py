@@ -62,10 +62,9 @@ def _by_halving(leaves: list[Array], k: Array) -> Cut:
 
 
 def _by_histogram(leaves: list[Array], k: Array) -> Cut:
+    widths = FEW if sum(leaf.size for leaf in leaves) < LARGE else MANY
     base, above, tied, shift = jnp.uint32(0), jnp.int32(0), jnp.int32(0), 32
-    for bits in (
-        FEW if sum(leaf.size for leaf in leaves) < LARGE else MANY
-    ):  # of the keys whose bits above this histogram's are `base`'s
+    for bits in widths:  # of the keys whose bits above this histogram's are `base`'s
         shift -= bits
         bins = jnp.zeros(1 << bits, jnp.int32)
         for leaf in leaves:  # scattered in the leaf's own shape: flattening would gather a sharded one

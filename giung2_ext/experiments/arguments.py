@@ -20,13 +20,8 @@ Config = ml_collections.ConfigDict
 TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number"}
 
-FRACTIONS = (
-    "prune_rate",
-    "prune_percent",
-    "sparsity",
-    "pr",
-    "pr_cfg",
-)  # whose meaning differs from paper to paper
+# Names whose meaning differs from paper to paper.
+FRACTIONS = ("prune_rate", "prune_percent", "sparsity", "pr", "pr_cfg")
 DENSITY = (
     "; density is the fraction kept. The published prune_rate of Multi-Prize tickets is the fraction kept "
     "too; pr of Lottery Jackpots, sparsity and a percentage to prune are what is removed: write "
