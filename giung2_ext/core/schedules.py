@@ -5,9 +5,10 @@ floor(.9 n); `constant` has no warm-up. A rate is asked for the number of batche
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 Schedule = Callable[[Array], Array]
@@ -30,9 +31,40 @@ def warmup_cosine(rate: float, steps: int, warmup: float = 0.1) -> Schedule:
     return at
 
 
-def cosine_fraction(start: float, step: int, end: int) -> float:
-    """start/2 (1 + cos(pi step/end)): RigL's drop fraction, in float64 on the host."""
-    return start / 2 * (1 + math.cos(math.pi * min(step, end) / end))
+def warmup_stairs(
+    rate: float, steps: int, warmup: float, milestones: Sequence[int], factor: float
+) -> Schedule:
+    """Linear from 0 over floor(warmup n), then a rate that is multiplied by `factor` at every milestone."""
+    rise = math.floor(warmup * steps)
+    rates = np.array([rate * factor**passed for passed in range(len(milestones) + 1)], np.float32)
+    starts = np.array(sorted(milestones), np.int32)
+
+    def at(step: Array) -> Array:
+        passed = jnp.sum(jnp.asarray(starts) <= step, dtype=jnp.int32)
+        scale = jnp.minimum(step.astype(jnp.float32) / max(1, rise), 1) if rise else jnp.float32(1)
+        return jnp.asarray(rates)[passed] * scale
+
+    return at
+
+
+FALLS: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1 - done,
+    "cubic": lambda done: (1 - done) ** 3,
+}
+"""From 1 to 0, or not at all, of the part that is done: what is dropped at an update of the mask"""
+
+
+def excess(schedule: str, density: float, done: float) -> float:
+    """Which part of the weights that are to go is still there when `done` of the pruning is.
+
+    `exponential` prunes the same fraction of what is left at every update, down to `density` of a dense
+    network; the others fall as their name says (`cubic`: Zhu & Gupta 2017, https://arxiv.org/abs/1710.01878).
+    """
+    if schedule == "exponential":
+        return (density**done - density) / (1 - density) if density < 1 else 0.0
+    return FALLS[schedule](done)
 
 
 def to_q31(fraction: float) -> int:

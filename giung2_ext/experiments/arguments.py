@@ -57,9 +57,13 @@ def convert(text: str, kind: type, optional: bool, label: str, default: Any = ()
 
 
 def _tuple(text: str, default: Any) -> tuple[Any, ...]:
-    """`300,100` or `reinit`, with or without brackets; elements are of the default's type, or words."""
+    """`300,100` or `reinit`, with or without brackets; elements are of the default's type.
+
+    Where the default is empty they are whole numbers, if all can be, or words.
+    """
     words = [word.strip(" '\"") for word in text.strip("()[] ").split(",")]
-    kind = type(default[0]) if default else str
+    numbers = all(word.isdigit() for word in words if word)
+    kind = type(default[0]) if default else int if numbers else str
     return tuple(kind(word) for word in words if word)
 
 

@@ -9,6 +9,7 @@ from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.experiments.config import Config, group_of
 from giung2_ext.storage.paths import BESTS
 from giung2_ext.training.loop import SaveEvery
+from giung2_ext.training.optimizers import DECAY_ON, check_optimizer
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 POSITIVE = (
@@ -26,6 +27,7 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "optim.warmup": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "optim.momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "optim.weight_decay": (lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
+    "optim.decay_factor": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "optim.label_smoothing": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "optim.global_clipping": (lambda v: 0 < v < math.inf, "above 0"),
     "optim.ema": (lambda v: 0 < v < 1, "in (0, 1)"),
@@ -52,6 +54,13 @@ def check_config(config: Config) -> None:
             raise Refusal(f"config.{field} must be {wanted}, got {value:g}")
     if config.seed is not None and not 0 <= config.seed < 2**32:
         raise Refusal(f"seed must be in 0..2**32 - 1, got {config.seed}")
+    check_optimizer(config.optim.name, config.optim.nesterov)
+    if config.optim.decay_on not in DECAY_ON:
+        raise unknown("value of config.optim.decay_on", config.optim.decay_on, DECAY_ON)
+    if config.optim.milestones and config.optim.constant_lr:
+        raise Refusal("--constant_lr and config.optim.milestones both say how the rate goes: leave one out")
+    if any(type(step) is not int or step < 1 for step in config.optim.milestones):
+        raise Refusal(f"config.optim.milestones are steps, from 1; got {config.optim.milestones}")
     group = group_of(config) or 0
     if group < 0:
         raise Refusal(f"config.model.group_size must be at least 0 (0: the whole batch), got {group}")

@@ -37,7 +37,28 @@ def test_decimal_fractions_of_whole_numbers_come_out_whole(count, fraction, expe
     assert int(schedules.fraction_of(jnp.int32(count), jnp.int32(q))) == expected
 
 
-def test_rigls_drop_fraction_is_a_cosine_to_zero():
-    assert schedules.cosine_fraction(0.3, 0, 100) == 0.3
-    assert schedules.cosine_fraction(0.3, 50, 100) == pytest.approx(0.15)
-    assert schedules.cosine_fraction(0.3, 100, 100) == 0.0
+def test_what_falls_falls_from_one_to_zero_but_for_the_constant():
+    for name, fall in schedules.FALLS.items():
+        values = [fall(i / 10) for i in range(11)]
+        assert values[0] == 1
+        assert values[-1] == (name == "constant")
+        assert values == sorted(values, reverse=True)
+    assert schedules.FALLS["cosine"](0.5) == pytest.approx(0.5)
+    assert schedules.FALLS["cubic"](0.5) == 0.125
+
+
+def test_an_excess_falls_from_all_to_none_and_the_exponential_one_by_equal_factors():
+    for schedule in ("cubic", "linear", "exponential"):
+        assert schedules.excess(schedule, 0.1, 0.0) == pytest.approx(1)
+        assert schedules.excess(schedule, 0.1, 1.0) == 0
+    densities = [0.1 + 0.9 * schedules.excess("exponential", 0.1, i / 8) for i in range(9)]
+    assert np.allclose(np.divide(densities[1:], densities[:-1]), 0.1 ** (1 / 8))
+    assert schedules.excess("exponential", 1.0, 0.5) == 0
+
+
+def test_stairs_rise_and_then_fall_at_every_milestone():
+    rate = schedules.warmup_stairs(1.6, 1000, 0.05, (300, 700, 900), 0.1)
+    at = {step: float(rate(jnp.int32(step))) for step in (0, 25, 50, 299, 300, 699, 700, 899, 900, 999)}
+    expected = [0, 0.8, 1.6, 1.6, 0.16, 0.16, 0.016, 0.016, 0.0016, 0.0016]
+    assert np.allclose(list(at.values()), expected, rtol=1e-6)
+    assert float(schedules.warmup_stairs(0.1, 10, 0.0, (), 0.5)(jnp.int32(0))) == np.float32(0.1)
