@@ -15,12 +15,15 @@ from giung2_ext.core.errors import unknown
 Tree = Any
 
 # Which leaves are prunable differs by line of work, so it is a named rule. Only leaves called `kernel`
-# are: never biases, normalisation, tokens or positions. A model's classifier is called `cls`.
-PRUNABLE: dict[str, Callable[[list[str], Any], bool]] = {
-    "conv": lambda path, kernel: kernel.ndim == 4,
-    "kernels": lambda path, kernel: True,
-    "body": lambda path, kernel: "cls" not in path,
-    "blocks": lambda path, kernel: any(part.startswith("Block_") for part in path),
+# are: never biases, normalisation, tokens or positions. A model's classifier is called `cls`; the layer
+# that takes the image is the first of FIRST that the network has.
+FIRST = ("patches", "Conv_0", "Dense_0", "cls")
+PRUNABLE: dict[str, Callable[[list[str], Any, str], bool]] = {
+    "conv": lambda path, kernel, first: kernel.ndim == 4,
+    "kernels": lambda path, kernel, first: True,
+    "body": lambda path, kernel, first: "cls" not in path,
+    "inner": lambda path, kernel, first: path[0] != first,
+    "blocks": lambda path, kernel, first: any(part.startswith("Block_") for part in path),
 }
 
 
@@ -28,11 +31,11 @@ def dense(params: Tree, prunable: str) -> Tree:
     """All-True masks on the leaves that the rule names."""
     if prunable not in PRUNABLE:
         raise unknown("rule for prunable leaves", prunable, PRUNABLE)
-    rule = PRUNABLE[prunable]
+    rule, first = PRUNABLE[prunable], next((name for name in FIRST if name in params), "")
 
     def mask(keys: Any, leaf: Any) -> np.ndarray | None:
         path = trees.path_name(keys).split("/")
-        return np.ones(leaf.shape, bool) if path[-1] == "kernel" and rule(path, leaf) else None
+        return np.ones(leaf.shape, bool) if path[-1] == "kernel" and rule(path, leaf, first) else None
 
     return jax.tree_util.tree_map_with_path(mask, params)
 

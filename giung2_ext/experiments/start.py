@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from giung2_ext.core import ablations, allocate, criteria, initial, select, trees
+from giung2_ext.core import ablations, allocate, criteria, initial, trees
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal, unknown
+from giung2_ext.experiments.choosing import check_choice, choose
 from giung2_ext.experiments.config import Config
 from giung2_ext.experiments.setup import Setup
 from giung2_ext.storage.tickets import Ticket, read_ticket
@@ -30,10 +31,9 @@ Tree = Any
 
 _prune, _prune_legacy = jax.jit(criteria.prune_magnitude), jax.jit(criteria.prune_magnitude_legacy)
 _prune_each = jax.jit(criteria.prune_magnitude_each)
-_top_k, _top_k_each = jax.jit(select.top_k), jax.jit(select.top_k_each)
 _redraw = jax.jit(initial.redraw, static_argnames="how")
 _scale_fan = jax.jit(initial.scale_fan, static_argnames="by")
-_magnitude, _signs, _shuffle = map(jax.jit, (criteria.magnitude, ablations.signs, ablations.shuffle))
+_signs, _shuffle = map(jax.jit, (ablations.signs, ablations.shuffle))
 
 
 @functools.lru_cache
@@ -47,7 +47,6 @@ def check_start(config: Config) -> None:
     """The combinations of start and masks that mean something; called before anything is built."""
     start = config.start
     allocate.check_fraction(start.pruning_ratio, "pruning_ratio")
-    allocate.check_fraction(config.masks.density, "config.masks.density")
     if start.previous_ckpt and not start.matching_ckpt:
         raise Refusal("--previous_ckpt without --matching_ckpt: name the checkpoint to rewind to")
     prunes = [f"--pruning_ratio={start.pruning_ratio:g}"] if start.pruning_ratio < 1 else []
@@ -78,11 +77,7 @@ def check_start(config: Config) -> None:
         raise Refusal("config.start.legacy_scores is the original suite's global rule, once a cycle")
     if config.masks.criterion != "none" and prunes:
         raise Refusal(f"config.masks.criterion and {prunes[0]} both choose the mask")
-    if config.masks.criterion == "none" and config.masks.density < 1:
-        raise Refusal(
-            f"config.masks.density={config.masks.density:g} needs a config.masks.criterion "
-            "(random or magnitude)"
-        )
+    check_choice(config)
     if start.batch_stats not in ("reset", "rewind"):
         raise unknown("value of config.start.batch_stats", start.batch_stats, ["reset", "rewind"])
 
@@ -102,38 +97,6 @@ def _read_fitting(path: str, params: Tree, masks: Tree) -> Ticket:
                 f"--config.masks.prunable={ticket.meta['prunable_rule']}"
             )
     return ticket
-
-
-def _choose(config: Config, put: Callable[[Tree], Tree], params: Tree, masks: Tree) -> Tree:
-    """The mask of config.masks: density times all prunable weights, chosen among the survivors."""
-    rule = config.masks
-    if rule.criterion == "none":
-        return masks
-    placed = put(masks)
-    if rule.criterion == "random":
-        key = jax.random.fold_in(states.seed_key(config.seed), states.CRITERION)
-        scores = put(jax.device_get(criteria.random(key, masks)))
-    elif rule.criterion == "magnitude":
-        scores = _magnitude(put(params), placed)
-    else:
-        raise unknown("criterion", rule.criterion, ["none", "random", "magnitude"])
-    alive = jax.device_get(masking.counts(masks))
-    if rule.allocation == "global":
-        keep = allocate.keep_count(rule.density, masking.size(masks), "config.masks.density")
-        _check_survivors(config, keep, sum(trees.present(alive)))
-        return _top_k(scores, keep, placed)
-    counts = allocate.layer_counts(masks, rule.density, rule.allocation)
-    for count, survivors in zip(trees.present(counts), trees.present(alive), strict=True):
-        _check_survivors(config, count, survivors)
-    return _top_k_each(scores, counts, placed)
-
-
-def _check_survivors(config: Config, wanted: int, alive: int) -> None:
-    if wanted > alive:
-        raise Refusal(
-            f"config.masks.density={config.masks.density:g} ({config.masks.allocation}) asks for "
-            f"{wanted:,} weights where the checkpoint's mask has {alive:,} left"
-        )
 
 
 def _shrink(config: Config, put: Callable[[Tree], Tree], params: Tree, masks: Tree) -> Tree:
@@ -233,9 +196,15 @@ def start_state(config: Config, setup: Setup) -> tuple[State, dict[str, Any]]:
             statistics = statistics | matching.statistics
         statistics = statistics | {"image_stats": matching.statistics["image_stats"]}
     params = _draw(config, put, params, masks)
-    params, masks = _ablate(config, put, params, _choose(config, put, params, masks))
+    params, masks = _ablate(config, put, params, choose(config, setup, params, statistics, masks))
     if start.scale_fan != "none":
         params = _scale_fan(put(params), put(masks), by=start.scale_fan)
+    if setup.method.given_density and int(masking.kept(masks)) == masking.size(masks):
+        raise Refusal(
+            f"{config.method.name} keeps the density that it starts with, and the starting mask is dense: "
+            "choose one, such as --config.masks.criterion=random --config.masks.allocation=erk "
+            "--config.masks.density=0.1"
+        )
     state = setup.begin(seed, *map(put, (params, masks, statistics)))
     if setup.method.frozen:
         _check_frozen(config, state, params, masks)

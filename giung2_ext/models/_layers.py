@@ -4,7 +4,8 @@
 batch), so they belong to the recipe. Naming and defaults are linen's: parameters `scale` and `bias`,
 `batch_stats` `mean` and `var` (biased), moving averages with `momentum`. One step makes one moving
 average update with the mean over its groups; averaging the updated statistics of micro-batches is
-the same update, because it is linear in them. Arithmetic is float32, the result has the input's type.
+the same update, because it is linear in them. Arithmetic is float32, or the input's float64; the result
+has the input's type.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ class BatchNorm(nn.Module):
             raise ValueError(f"a batch of {x.shape[0]} does not divide into BatchNorm groups of {size}")
         groups = x.reshape(x.shape[0] // size, size, *x.shape[1:])
         axes = tuple(range(1, groups.ndim - 1))
-        exact = groups.astype(jnp.float32)
+        exact = groups.astype(jnp.promote_types(x.dtype, jnp.float32))
         mean_g = exact.mean(axes, keepdims=True)
         square_g = jnp.square(exact).mean(axes, keepdims=True)
         var_g = jnp.maximum(square_g - jnp.square(mean_g), 0)  # both moments in one pass over x
@@ -57,7 +58,8 @@ class BatchNorm(nn.Module):
 def _normalise(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float) -> Array:
     """Statistics and parameters are vectors over the last axis, or have x's number of axes."""
     mean, var, scale, bias = (_last_axis(vector, x.ndim) for vector in (mean, var, scale, bias))
-    y = (x.astype(jnp.float32) - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias
+    exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = (exact - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias
     return y.astype(x.dtype)
 
 

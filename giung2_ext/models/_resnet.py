@@ -49,6 +49,9 @@ class ResNet(nn.Module):
             for index in range(count):
                 stride = 2 if stage and not index else 1
                 x = self._block(x, planes, stride, train)
+        return self._classify(x)
+
+    def _classify(self, x: Array) -> Array:
         features = x.mean(axis=(1, 2))
         biased = self.head == "biased"
         init = torch_uniform(features.shape[1]) if biased else nn.initializers.zeros

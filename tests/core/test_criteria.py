@@ -1,8 +1,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+import torch
+from fakes import fresh_variables, make_model
 
-from giung2_ext.core import allocate, criteria
+from giung2_ext.core import allocate, criteria, trees
 from giung2_ext.core import masks as masking
 
 
@@ -44,6 +47,159 @@ def test_random_scores_differ_between_leaves_and_keys(key):
     assert not np.array_equal(scores["a"], scores["c"])
     other = criteria.random(jax.random.fold_in(key, 1), masks)
     assert not np.array_equal(scores["a"], other["a"])
+
+
+def double(tree):
+    """In float64, on the host."""
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+def kernels_of(params):
+    return masking.dense(params, "kernels")
+
+
+def named_kernels(tree):
+    return {name: np.asarray(leaf) for name, leaf in trees.named_leaves(tree).items() if leaf is not None}
+
+
+@pytest.fixture
+def chain():
+    """A two-layer network with its data, in float64."""
+    draw = np.random.default_rng(0)
+    shapes = {"a": {"kernel": (6, 7), "bias": (7,)}, "b": {"kernel": (7, 4), "bias": (4,)}}
+    params = jax.tree.map(lambda s: draw.normal(size=s), shapes, is_leaf=lambda s: type(s) is tuple)
+    return params, draw.normal(size=(9, 6)), draw.integers(0, 4, 9)
+
+
+def chain_loss(params, x, labels):
+    h = jnp.tanh(x @ params["a"]["kernel"] + params["a"]["bias"][None])
+    logp = jax.nn.log_softmax(h @ params["b"]["kernel"] + params["b"]["bias"][None])
+    return -jnp.take_along_axis(logp, labels[:, None], axis=1).mean()
+
+
+def test_snip_is_what_torch_says_of_the_gradient_of_a_mask(chain):
+    params, x, labels = chain
+    with jax.enable_x64(True):
+        grads = jax.jit(jax.grad(chain_loss))(params, x, labels)
+        ours = named_kernels(criteria.snip(params, kernels_of(params), grads))
+    leaves = jax.tree.map(torch.tensor, params)
+    gates = {n: torch.ones_like(leaves[n]["kernel"], requires_grad=True) for n in "ab"}  # c of the paper
+    h = torch.tanh(torch.tensor(x) @ (leaves["a"]["kernel"] * gates["a"]) + leaves["a"]["bias"])
+    logits = h @ (leaves["b"]["kernel"] * gates["b"]) + leaves["b"]["bias"]
+    torch.nn.functional.cross_entropy(logits, torch.tensor(labels)).backward()
+    for n in "ab":
+        np.testing.assert_allclose(ours[f"{n}/kernel"], gates[n].grad.abs().numpy(), rtol=1e-12)
+
+
+def test_grasp_keeps_what_the_norm_of_the_gradient_hangs_on(chain):
+    params, x, labels = chain
+    masks = kernels_of(params)
+    with jax.enable_x64(True):
+        gradient = jax.jit(lambda p: jax.grad(chain_loss)(p, x, labels))
+        product = jax.jit(lambda p: criteria.hessian_gradient(gradient, p, gradient(p)))(params)
+        scores = criteria.grasp(params, masks, product)
+
+        def norm(kernel, place, factor):  # |g|^2 with one weight scaled
+            changed = jax.tree.map(np.copy, params)
+            changed[kernel]["kernel"][place] *= factor
+            return sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(gradient(changed)))
+
+        for kernel in "ab":
+            for place in ((0, 0), (3, 2), (5, 3)):
+                lost = (norm(kernel, place, 1 + 1e-5) - norm(kernel, place, 1 - 1e-5)) / 2e-5
+                np.testing.assert_allclose(2 * scores[kernel]["kernel"][place], lost, rtol=1e-6)
+    assert scores["a"]["bias"] is None
+    assert min(np.asarray(s).min() for s in jax.tree.leaves(scores)) < 0
+
+
+def test_the_hessian_product_is_the_difference_of_gradients_in_a_convolutional_network():
+    variables = fresh_variables(make_model("convnet"), jax.random.key(0), (6, 6, 2))
+    network = make_model("convnet").clone(dtype=jnp.float64)
+    draw = np.random.default_rng(0)
+    x, labels = draw.normal(size=(8, 6, 6, 2)), draw.integers(0, 5, 8)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        params, rest = double(variables)
+        params = jax.tree.map(lambda w: w + 0.1 * draw.normal(size=w.shape), params)
+        direction = jax.tree.map(lambda w: draw.normal(size=w.shape), params)
+
+        def loss(weights):
+            logits, _ = network.apply({"params": weights, **rest}, x, train=True, mutable=list(rest))
+            return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
+
+        gradient = jax.jit(jax.grad(loss))
+        found = jax.jit(lambda p, d: criteria.hessian_gradient(jax.grad(loss), p, d))(params, direction)
+        step = 1e-6
+        ahead, behind = (
+            gradient(jax.tree.map(lambda w, d: w + s * d, params, direction))  # noqa: B023
+            for s in (step, -step)
+        )
+        for name, leaf in trees.named_leaves(found).items():
+            a, b = (trees.named_leaves(side)[name] for side in (ahead, behind))
+            assert leaf.dtype == jnp.float64
+            np.testing.assert_allclose(leaf, (a - b) / (2 * step), rtol=1e-5, atol=1e-8, err_msg=name)
+
+
+def flow_of(network, rest, image):
+    ones = np.ones((1, *image))
+    return lambda weights: network.apply({"params": weights, **rest}, ones, train=False).sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("lenet", dict(hidden=(16, 12, 9))), ("convnet", {})],
+)
+def test_the_synflow_scores_of_every_layer_sum_to_one_whatever_is_pruned(name, options):
+    network, image = make_model(name, **options), (8, 8, 2)
+    variables = fresh_variables(network, jax.random.key(0), image)
+    draw = np.random.default_rng(0)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        params, rest = double(variables)
+        flow = flow_of(network.clone(dtype=jnp.float64), rest, image)
+        scores_of = jax.jit(lambda p, m: criteria.synflow(flow, p, m))
+        for alive in (1.0, 0.7):
+            masks = trees.map_present(lambda m: draw.random(m.shape) < alive, kernels_of(params))  # noqa: B023
+            scores = named_kernels(scores_of(params, masks))
+            assert len(scores) >= 3
+            for layer, mask in named_kernels(masks).items():
+                assert scores[layer].sum() == pytest.approx(1, rel=1e-12)
+                assert (scores[layer][mask] >= 0).all()
+                assert (scores[layer][~mask] == 0).all()
+
+
+def test_synflow_is_the_slope_of_the_flow_along_every_weights_size_and_blind_to_signs(chain):
+    params = chain[0]
+    masks = {n: {"kernel": np.random.default_rng(1).random(params[n]["kernel"].shape) < 0.8, "bias": None}
+             for n in "ab"}  # fmt: skip
+
+    def flow(p):
+        h = jax.nn.relu(jnp.ones((1, 6)) @ p["a"]["kernel"] + p["a"]["bias"][None])
+        return (h @ p["b"]["kernel"] + p["b"]["bias"][None]).sum()
+
+    with jax.enable_x64(True):
+        scores = criteria.synflow(flow, params, masks)
+        sizes = jax.tree.map(np.abs, jax.device_get(masking.apply(masks, params)))
+        for n in "ab":
+            for place in np.ndindex(2, 2):
+                up, down = (jax.tree.map(np.copy, sizes) for _ in range(2))
+                up[n]["kernel"][place] *= 1 + 1e-5
+                down[n]["kernel"][place] *= 1 - 1e-5
+                slope = float(flow(up) - flow(down)) / 2e-5 / float(flow(sizes))
+                np.testing.assert_allclose(scores[n]["kernel"][place], slope, rtol=1e-7, atol=1e-12)
+        flipped = criteria.synflow(flow, jax.tree.map(np.negative, params), masks)
+        assert jax.tree.all(jax.tree.map(np.array_equal, flipped, scores))
+
+
+@pytest.mark.parametrize(("kept", "size"), [(1, 10), (500, 50_200), (23, 23_454_912), (7, 7), (0, 9)])
+def test_what_remains_falls_by_equal_factors_to_exactly_what_is_kept(kept, size):
+    counts = criteria.remaining(kept, size)
+    assert counts.dtype == np.int32
+    assert len(counts) == criteria.ROUNDS == 100
+    assert counts[-1] == kept
+    assert (np.diff(counts) <= 0).all()
+    assert (counts >= kept).all()
+    if kept:
+        exact = size * (kept / size) ** (np.arange(1, 101) / 100)
+        assert (np.abs(counts - exact) <= 1).all()
 
 
 def original_rule(params, kept, ratio):

@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import make_model, shapes_of
 
+import giung2_ext.models
+from giung2_ext.core import discovery, trees
 from giung2_ext.core import masks as masking
-from giung2_ext.core import trees
 from giung2_ext.core.errors import Refusal
 
 RULES = sorted(masking.PRUNABLE)
@@ -71,6 +73,25 @@ def test_body_is_every_kernel_but_the_classifiers():
     assert "cls/kernel" not in prunable("body")
 
 
+@pytest.mark.parametrize("name", discovery.names(giung2_ext.models))
+def test_inner_leaves_out_the_one_kernel_that_the_image_meets(name):
+    params, _ = shapes_of(make_model(name), (8, 12, 3))
+    kernels = {k: leaf for k, leaf in trees.named_leaves(params).items() if k.endswith("kernel")}
+    meets = [k for k, leaf in kernels.items() if leaf.shape[-2] in (3, 8 * 12 * 3)]  # channels, or pixels
+    assert len(meets) == 1
+    assert prunable("inner", params) == set(kernels) - set(meets)
+    assert "cls/kernel" in prunable("inner", params)
+
+
+def test_inner_of_a_network_of_one_layer_is_nothing():
+    assert prunable("inner", {"cls": {"kernel": jnp.ones((6, 3)), "bias": jnp.ones(3)}}) == set()
+    nested = {
+        "Block_0": {"Conv_0": {"kernel": jnp.ones((1, 1, 4, 4))}},
+        "Dense_0": {"kernel": jnp.ones((2, 2))},
+    }
+    assert prunable("inner", nested) == {"Block_0/Conv_0/kernel"}
+
+
 def test_conv_is_every_kernel_of_four_axes():
     assert prunable("conv") == {"Conv_0/kernel", "patches/kernel"}
 
@@ -82,7 +103,9 @@ def test_blocks_is_every_kernel_inside_a_block_at_any_depth():
     assert prunable("blocks", nested) == {"encoder/Block_3/mlp/fc2/kernel"}
 
 
-@pytest.mark.parametrize(("rule", "size"), [("conv", 72), ("kernels", 72 + 20 + 15), ("body", 72 + 20)])
+@pytest.mark.parametrize(
+    ("rule", "size"), [("conv", 72), ("kernels", 72 + 20 + 15), ("body", 72 + 20), ("inner", 20 + 15)]
+)
 def test_a_rule_names_the_prunable_leaves(rule, size):
     masks = masking.dense(PARAMS, rule)
     assert masking.size(masks) == size
