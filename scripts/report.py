@@ -1,16 +1,34 @@
-"""Table and figures of a chain: python scripts/report.py DIR"""
+"""Tables and figures of a chain, or of one run whose mask changed while it trained.
+
+    python scripts/report.py DIR [--against=TICKET]
+
+DIR is a folder that imp.py has written, or one of train.py with a method such as rigl, gradual or rpg. Of a
+run, --against names a ticket of the same network, such as the dense one that it started from: the ranks of
+every layer stand beside those of its largest weights.
+"""
 
 import sys
 
+from etils import epath
+
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import command
-from giung2_ext.reports import chain
+from giung2_ext.experiments.flags import parse_own
+from giung2_ext.reports import chain, mask_history
 
 
 def main():
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise Refusal("usage: python scripts/report.py DIR, a folder that imp.py has written")
-    chain.write_report(sys.argv[1])
+    folders = [word for word in sys.argv[1:] if not word.startswith("--")]
+    if "--help" in sys.argv or len(folders) != 1:
+        raise Refusal(__doc__.strip())
+    flags = [word for word in sys.argv[1:] if word.startswith("--")]
+    against = parse_own(flags, {"against": None})["against"]
+    if mask_history.has_history(epath.Path(folders[0])):
+        mask_history.write_report(folders[0], against)
+    elif against:
+        raise Refusal(f"--against is for a run whose mask changed; {folders[0]} has no masks.jsonl")
+    else:
+        chain.write_report(folders[0])
 
 
 if __name__ == "__main__":

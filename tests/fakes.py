@@ -33,6 +33,7 @@ SMALL = {
     "resnet_cifar": dict(depth=8, planes=4),
     "vgg": dict(plan="small", width=1 / 32, head="flat"),
     "vit": dict(size="Ti", depth=2, patch=4),
+    "wide_resnet": dict(depth=10, planes=4),
 }
 
 
@@ -89,7 +90,13 @@ def convolve(x, kernel, stride, pads):
 
 
 def make_method(name, **options):
-    own = {"rigl": dict(every=3, stop=12), "cycles": dict(every=3, percent=20.0, ni=14)}
+    swapping, ramped = dict(every=3, stop=12), dict(density=0.1, end=9, every=3)
+    own = {
+        **dict.fromkeys(("rigl", "set", "snfs"), swapping),
+        **dict.fromkeys(("gradual", "ste"), ramped),
+        "rpg": dict(density=0.1, every=3, ni=14, ramp=0.7, stop=0.95),
+        "cycles": dict(every=3, percent=20.0, ni=14),
+    }
     options = options or own.get(name, {})
     return discovery.build(giung2_ext.methods, "method", name, **options)
 
@@ -102,8 +109,12 @@ def kernels(tree):
 def start_masks(params, density=0.4, rule="kernels", seed=1):
     """Random masks of exactly floor(density * n) per ERK."""
     masks = masking.dense(params, rule)
-    scores = criteria.random(jax.random.key(seed), masks)
-    return select.top_k_each(scores, allocate.layer_counts(masks, density, "erk"), masks)
+    return _draw_masks(jax.random.key(seed), allocate.layer_counts(masks, density, "erk"), masks)
+
+
+@jax.jit  # one program, not one for each of its operations
+def _draw_masks(key, counts, masks):
+    return select.top_k_each(criteria.random(key, masks), counts, masks)
 
 
 class Bench(NamedTuple):
@@ -120,7 +131,7 @@ class Bench(NamedTuple):
         for _ in range(steps):
             now = int(state.step)
             due = self.method.due is not None and self.method.due(now)
-            state, _ = (self.update if due else self.step)(state, make(now))
+            state, *_ = (self.update if due else self.step)(state, make(now))
             yield state
 
     def weights(self, state):

@@ -194,3 +194,101 @@ def test_binary_activations_norms_and_edge_popup_are_the_published_variants():
         assert config.model.get("norm", True)
         assert (config.method.others, config.method.binarise) == (True, False)
         assert (config.optim.name, config.optim.weight_decay) == ("adam", 0.0)
+
+
+# --- weights and masks together
+
+DYNAMIC = (
+    "rigl",
+    "set",
+    "snfs",
+    "gradual",
+    "ste",
+    "rpg",
+    "static",
+    "magnitude",
+    "snip",
+    "grasp",
+    "synflow",
+)
+
+
+@pytest.mark.parametrize("smoke", ["", ",smoke"])
+@pytest.mark.parametrize(
+    "name", ["digits", "lenet_mnist", "resnet32_cifar10", "vgg19_cifar10", "wrn22_cifar10"]
+)
+def test_every_method_of_a_dynamic_config_comes_to_its_density(name, smoke):
+    for kind in DYNAMIC:
+        config = load(f"dynamic/{name}.py:method={kind},density=0.05{smoke}")
+        method = build_method(config)
+        if kind in ("gradual", "ste", "rpg"):
+            assert config.method.density == 0.05
+            assert config.masks.criterion == "none"
+            assert method.settled(config.optim.ni)
+            assert not method.settled(config.optim.ni // 2)
+        else:
+            assert config.masks.density == 0.05
+            assert config.masks.criterion == (kind if kind in DYNAMIC[-4:] else "random")
+            assert config.masks.allocation == ("global" if kind in DYNAMIC[-4:] else "erk")
+            assert (method.due is not None) == (kind in ("rigl", "set", "snfs"))
+            assert method.due is None or not any(
+                map(method.due, range(int(0.81 * config.optim.ni), config.optim.ni))
+            )
+
+
+@pytest.mark.parametrize(
+    ("density", "weight", "tolerance"), [(0.2, 0.5, 0.2), (0.1, 0.5, 0.1), (0.05, 3, 0.2), (0.02, 4, 0.2)]
+)
+def test_rpgs_rows_are_the_published_ones(density, weight, tolerance):
+    config = load(f"rpg/resnet50_imagenet.py:density={density}")
+    assert (config.method.density, config.method.rank_weight, config.method.tolerance) == (
+        density,
+        weight,
+        tolerance,
+    )
+    assert (config.method.rank_in, config.method.group, config.model.group_size) == ("grow", 128, 128)
+    assert (config.optim.ni, config.feed.batch_size, config.optim.lr) == (125_100, 1024, 0.4)
+    assert (config.optim.label_smoothing, config.optim.weight_decay, config.optim.warmup) == (
+        0.1,
+        1e-4,
+        0.05,
+    )
+    assert prunable(config) == 25_502_912
+    method = build_method(config)
+    assert [step + 1 for step in range(112_400, 125_100) if method.due(step)] == [112_500, 112_600, 112_700]
+    assert [n for n in (112_599, 112_600) if method.settled(n)] == [112_600]
+    with pytest.raises(Refusal, match="is no published row"):
+        load("rpg/resnet50_imagenet.py:density=0.3")
+
+
+def test_rigls_rows_are_the_published_ones():
+    config = load("dynamic/resnet50_imagenet.py:density=0.1,allocation=erk,times=5")
+    assert (config.optim.ni, config.method.stop, config.method.every) == (160_000, 125_000, 100)
+    assert config.optim.milestones == (46_800, 109_200, 140_400)
+    assert (config.optim.lr, config.optim.nesterov, config.optim.decay_on) == (1.6, True, "kernels")
+    assert (config.masks.allocation, config.masks.density, prunable(config)) == ("erk", 0.1, 25_502_912)
+    uniform = load("dynamic/resnet50_imagenet.py:allocation=uniform")
+    assert prunable(uniform) == 25_502_912 - 7 * 7 * 3 * 64
+    wide = load("dynamic/wrn22_cifar10.py:density=0.05")
+    assert (prunable(wide), wide.optim.milestones) == (1_076_912, (30_000, 60_000))
+    gradual = load("dynamic/resnet50_gradual.py:criterion=saliency")
+    method = build_method(gradual)
+    assert [s for s in range(0, 31_200) if method.due(s)] == list(range(11_000, 25_001, 1_000))
+    assert (gradual.optim.ni, gradual.method.criterion, gradual.method.allocation) == (
+        31_200,
+        "saliency",
+        "uniform",
+    )
+    structured = load("dynamic/resnet50_gradual.py:structure=2:4,density=0.5")
+    assert build_method(structured).due is not None
+    assert load("dynamic/resnet50_gradual.py:method=ste").method.name == "ste"
+
+
+def test_deit_s_prunes_the_matrices_of_its_blocks():
+    for method in ("rpg", "rigl"):
+        config = load(f"rpg/deit_s_imagenet.py:method={method}")
+        assert (config.optim.name, config.optim.decay_on, prunable(config)) == (
+            "adamw",
+            "kernels",
+            21_233_664,
+        )

@@ -1,32 +1,69 @@
-"""RigL on the UCI digits at density 0.02, and its control, a fixed random mask.
+"""Weights and masks together, on the UCI digits with LeNet-300-100: every method, a second or ten each.
 
-python scripts/train.py --config=configs/rigl/digits.py --save=save/rigl
-python scripts/train.py --config=configs/rigl/digits.py:control --save=save/rigl_control
+    python scripts/train.py --config=configs/dynamic/digits.py --method=rigl --density=0.02 --seed=0 \\
+        --save=save/rigl
 
-8 s each on two CPU cores. Expected test accuracy: 96.5%, control 78.3%.
-Last verified 2026-11-21, jax 0.10.2.
+`--method` is what finds the mask. It changes while the weights train: `rigl`, `set`, `snfs` (from a random
+mask of this density), `gradual`, `rpg`, `ste` (from the dense network); or it is chosen before the first
+step and stays: `static` (random), `magnitude`, `snip`, `grasp`, `synflow`. Masks change every `every` steps
+of the first `stop` of the run. `--allocation=global|uniform|erk` says how layers share the density; unless
+it is given, erk for random masks and global for the others. Other files of this folder load this one.
+MEASURED_DIGITS
+Two CPU cores. Last verified 2026-11-27, jax 0.10.2.
 """
 
+from giung2_ext.core.errors import unknown
 from giung2_ext.experiments.config import default_config
 
+SWAPPING, RAMPED = ("rigl", "set", "snfs"), ("gradual", "ste", "rpg")
+CHOSEN = {
+    "static": "random",
+    "magnitude": "magnitude",
+    "snip": "snip",
+    "grasp": "grasp",
+    "synflow": "synflow",
+}
 
-def get_config(control: bool = False, smoke: bool = False):
+
+def get_config(
+    method: str = "rigl",
+    density: float = 0.02,
+    allocation: str = "",
+    steps: int = 2000,
+    every: int = 25,
+    stop: float = 0.75,
+    drop: float = 0.3,
+    smoke: bool = False,
+):
+    if method not in (*SWAPPING, *RAMPED, *CHOSEN):
+        raise unknown("--method", method, (*SWAPPING, *RAMPED, *CHOSEN))
+    if smoke:
+        steps, every = 100, 10
     c = default_config()
-    c.seed = 0
     c.model = dict(name="lenet")
     c.data = dict(name="digits")
-    c.method = dict(name="ticket") if control else dict(name="rigl", every=25, stop=1500, drop=0.3)
     c.masks.prunable = "kernels"
-    c.masks.criterion = "random"
-    c.masks.allocation = "erk"
-    c.masks.density = 0.02
     c.feed.batch_size = 60
     c.optim.name = "adam"
-    c.optim.ni = 2000
+    c.optim.ni = steps
     c.optim.lr = 1.2e-3
     c.optim.weight_decay = 0.0
     c.optim.constant_lr = True
-    c.evaluation.every = 250
-    if smoke:
-        c.optim.ni, c.evaluation.every, c.method.every, c.method.stop = 100, 50, 20, 80
+    c.evaluation.every = 50 if smoke else 250
+
+    end = int(stop * steps)
+    if method in SWAPPING:
+        c.method = dict(name=method, every=every, stop=end, drop=drop)
+    elif method in ("gradual", "ste"):
+        how = dict(density=density, end=end, every=every, allocation=allocation or "global")
+        c.method = dict(name=method, **how)
+    elif method == "rpg":
+        ramp = stop - 2 * every / steps  # so that the density is reached before the last update
+        c.method = dict(name=method, density=density, every=every, ramp=ramp, stop=stop, swap=drop)
+    else:
+        c.method = dict(name="ticket")
+    if method in (*SWAPPING, *CHOSEN):
+        c.masks.criterion = CHOSEN.get(method, "random")
+        c.masks.density = density
+        c.masks.allocation = allocation or ("erk" if c.masks.criterion == "random" else "global")
     return c

@@ -9,7 +9,7 @@ borders count, so ResNet-50 at 224x224 has 4.09e9 multiply-adds.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -135,6 +135,45 @@ def totals(rows: list[Layer], used: Uses) -> tuple[Totals, Totals]:
         sum(row.flops for row in rows) + 2 * used.unowned,
     )
     return weights, flops
+
+
+class Span(NamedTuple):
+    """Steps of a run under one mask."""
+
+    steps: int  # that do not end in an update of the mask
+    updates: int
+    kept: Mapping[str, int]
+
+
+def spans(steps: int, moves: Sequence[Mapping[str, Any]], kept: Mapping[str, int]) -> list[Span]:
+    """Of a run of `steps` steps that ends with `kept`, from what its updates did (`masks.jsonl`)."""
+    found, at = [], 0
+    for row in moves:
+        before = {name: now - grown + dropped for name, (now, grown, dropped, _) in row["layers"].items()}
+        found.append(Span(row["step"] - at - 1, 1, before))
+        at = row["step"]
+    return [*found, Span(steps - at, 0, kept)]
+
+
+def training(params: Tree, used: Uses, spanned: Sequence[Span], dense_grads: str) -> tuple[int, int]:
+    """FLOPs of training on one example a step: (sparse, dense), as Evci et al. 2020 count them.
+
+    A step is a forward pass and twice as much backward; where gradients of pruned weights are needed (in
+    all steps, or due ones, `Method.dense_grads`) a third of it is dense. Selections and decompositions are
+    not counted.
+    """
+    dense = sum(row.flops for row in layers(params, {}, used)) + 2 * used.unowned
+    total = 0
+    for steps, updates, kept in spanned:
+        sparse = sum(row.flops_kept for row in layers(params, kept, used)) + 2 * used.unowned
+        exact, grown = 3 * sparse, 2 * sparse + dense
+        total += steps * (grown if dense_grads == "all" else exact)
+        total += updates * (exact if dense_grads == "no" else grown)
+    return total, 3 * dense * sum(steps + updates for steps, updates, _ in spanned)
+
+
+def describe_training(sparse: int, dense: int) -> str:
+    return f"FLOPs of training: {sparse:.3g} ({sparse / dense:.4f} of a dense network's)"
 
 
 def _describe(totals: Totals, prunable: str) -> str:

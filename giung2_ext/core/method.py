@@ -36,8 +36,15 @@ class Method(NamedTuple):
     """whether a moving average of the trainables means something: they are weights, never set back"""
     pretrained: bool = False
     """whether it needs trained weights to start from"""
-    group_abs: bool = False
-    """update gets the pair (mean, mean over recipe groups of |group gradient|) as dense_grads"""
+    given_density: bool = False
+    """whether it keeps the density of its starting mask: a dense one would be trained dense"""
+    latent: bool = False
+    """whether trainables live on where the mask is off: they are scores, or dense weights"""
+    dense_grads: Literal["no", "due", "all"] = "no"
+    """in which steps the gradient of pruned weights is needed: what a sparse program would pay for"""
+    abs_over: int = 0
+    """examples to a group: update gets the pair (mean, mean over groups of |group gradient|); 0: the
+    mean"""
 
 
 EditSlots = Callable[..., Tree]

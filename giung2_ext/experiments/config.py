@@ -52,16 +52,20 @@ def default_config() -> Config:
     c.feed.mixup = 0.0  # alpha
 
     c.optim = Config()
-    c.optim.name = "sgd"  # sgd | adam
+    c.optim.name = "sgd"  # or adam, adamw, lion, … (training/optimizers.py)
     c.optim.ni = 64000  # steps of the run
     c.optim.lr = 0.8
-    c.optim.momentum = 0.9  # beta 1 of adam
-    c.optim.weight_decay = 1e-4  # coupled, on every leaf
+    c.optim.momentum = 0.9  # beta 1 of adam and the like
+    c.optim.nesterov = False  # of sgd
+    c.optim.weight_decay = 1e-4  # coupled, but of adamw and the like
+    c.optim.decay_on = "all"  # all | kernels: never biases or normalisation
     c.optim.label_smoothing = 0.0
     c.optim.global_clipping = config_dict.placeholder(float)
     c.optim.ema = config_dict.placeholder(float)  # decay of averaged weights, which all tickets then hold
     c.optim.warmup = 0.1  # fraction of ni over which the rate rises, to fall to 0 as a cosine
     c.optim.constant_lr = False  # instead
+    c.optim.milestones = ()  # instead of the cosine: steps at which the rate is multiplied by decay_factor
+    c.optim.decay_factor = 0.1
 
     c.start = Config()
     c.start.matching_ckpt = config_dict.placeholder(str)  # the weights to start from
@@ -77,10 +81,13 @@ def default_config() -> Config:
     c.start.batch_stats = "reset"  # reset | rewind (take those of matching_ckpt)
 
     c.masks = Config()
-    c.masks.prunable = "conv"  # conv | kernels | body (all but the classifier) | blocks (of a transformer)
-    c.masks.criterion = "none"  # none | random | magnitude: the mask to start from, without a ticket's
+    c.masks.prunable = "conv"  # conv | kernels | body (all but the classifier) | inner (all but the first
+    # layer) | blocks (of a transformer)
+    c.masks.criterion = "none"  # none | random | magnitude | snip | grasp | synflow: the mask to start from
     c.masks.allocation = "global"  # global | uniform | erk
     c.masks.density = 1.0  # kept fraction of the prunable weights, for that criterion
+    c.masks.structure = "none"  # none | n:m, such as 2:4, of the inputs of every layer: density n/m then
+    c.masks.batches = 1  # the run's first training batches that snip and grasp take gradients of
 
     c.evaluation = Config()
     c.evaluation.every = 1000  # steps; the last step is evaluated too

@@ -62,6 +62,8 @@ def summary(result: dict[str, Any], folder: epath.Path) -> str:
     chosen = percent([best[select]["accuracy"]]) if by == "accuracy" else f"{best[select]['loss']:.4f}"
     weights = accounting.totals_of(result["prunable"], result["kept"], result["parameters"])
     flops = [accounting.describe_flops(accounting.Totals(**result["flops"]))] if "flops" in result else []
+    if result.get("training_flops") and result["steps"]:
+        flops.append(accounting.describe_training(*result["training_flops"]))
     return "\n".join(
         [
             accounting.describe_weights(weights),

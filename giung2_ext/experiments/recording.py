@@ -53,3 +53,15 @@ def write_parameters(folder: epath.Path, kept: dict[str, int], setup: Setup) -> 
     ]
     paths.write_bytes(folder / "parameters.txt", "\n".join([*lines, ""]).encode())
     return flops
+
+
+def training_flops(
+    folder: epath.Path, config: Config, kept: dict[str, int], setup: Setup
+) -> list[int] | None:
+    """[sparse, dense] of a whole run; None of one whose density changed outside of updates."""
+    method = setup.method
+    if method.due is None and method.settled is not None:
+        return None
+    spans = accounting.spans(config.optim.ni, records.read_moves(folder), kept)
+    found = accounting.training(setup.shapes, setup.uses, spans, method.dense_grads)
+    return [flops * config.feed.batch_size for flops in found]

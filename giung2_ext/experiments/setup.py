@@ -68,6 +68,18 @@ def build_method(config: Config) -> Method:
     return discovery.build(giung2_ext.methods, "method", name, **options)
 
 
+def check_groups(config: Config, method: Method) -> None:
+    """The groups that |gradient| is averaged over are whole, and made of whole groups of BatchNorm."""
+    size, batch, norm = method.abs_over, config.feed.batch_size, group_of(config)
+    if size and (size < 0 or batch % size or (norm is not None and size % (norm or batch))):
+        whole = (
+            ""
+            if norm is None
+            else f", in whole BatchNorm groups of {norm or batch} (config.model.group_size)"
+        )
+        raise Refusal(f"config.method.group={size} does not divide a batch of {batch}{whole}; 0: the batch")
+
+
 def judged_in(precision: str) -> str:
     """What a network trained in `precision` is evaluated in: nothing scales float16's activations there."""
     return "float32" if precision == "float16" else precision
@@ -103,6 +115,9 @@ def rate_of(config: Config) -> schedules.Schedule:
     optim = config.optim
     if optim.constant_lr:
         return schedules.constant(optim.lr)
+    if optim.milestones:
+        how = (optim.warmup, optim.milestones, optim.decay_factor)
+        return schedules.warmup_stairs(optim.lr, optim.ni, *how)
     return schedules.warmup_cosine(optim.lr, optim.ni, optim.warmup)
 
 
@@ -171,12 +186,20 @@ def make_setup(
     model = build_model(config.model.name, source.num_classes, config.precision, options)
     judge = build_model(config.model.name, source.num_classes, judged_in(config.precision), options)
     method = build_method(config)
+    check_groups(config, method)
     shapes, statistics, uses = count_uses(model, source.image_shape)
     convolutions = any(leaf.ndim == 4 for leaf in jax.tree.leaves(shapes))
     population = make_population(config, members, together, convolutions)
     layout = population.layout
     optim = config.optim
-    optimizer = make_optimizer(optim.name, optim.momentum, optim.weight_decay, optim.global_clipping)
+    optimizer = make_optimizer(
+        optim.name,
+        optim.momentum,
+        optim.weight_decay,
+        optim.global_clipping,
+        nesterov=optim.nesterov,
+        decay_on=optim.decay_on,
+    )
     kinds = {"scaled": config.precision == "float16", "averaged": optim.ema is not None}
 
     def begin(seed: Any, params: Tree, masks: Tree, statistics: Tree) -> State:
@@ -200,6 +223,7 @@ def make_setup(
             rate_of(config),
             smoothing=optim.label_smoothing,
             micro_batches=micro_batches,
+            groups=config.feed.batch_size // method.abs_over if method.abs_over else 1,
             average=optim.ema,
             layout=layout,
             shares=accumulation.shares(config.feed.batch_size, layout.devices, group, micro_batches),

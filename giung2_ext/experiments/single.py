@@ -21,7 +21,7 @@ from giung2_ext.experiments.config import Config, recipe, with_defaults
 from giung2_ext.experiments.evaluate import datasets_of, judge_best
 from giung2_ext.experiments.feeding import is_streamed
 from giung2_ext.experiments.progress import Progress, scores_line, summary
-from giung2_ext.experiments.recording import write_parameters, write_start
+from giung2_ext.experiments.recording import training_flops, write_parameters, write_start
 from giung2_ext.experiments.recover import recover
 from giung2_ext.experiments.setup import (
     Setup,
@@ -145,6 +145,7 @@ def train(
             for run, result in zip(runs, results, strict=True):
                 counts = {name: count for name, (count, _) in result["layers"].items()}
                 result["flops"] = write_parameters(run.folder, counts, setup)._asdict()
+                result["training_flops"] = training_flops(run.folder, run.config, counts, setup)
                 result["images"] = setup.data.images
                 result["data"] = {s: a for s, a in setup.source.about.items() if s in setup.source.splits}
                 records.write_result(run.folder, result)
@@ -219,6 +220,7 @@ def _train_from(
                 hooks=hooks,
                 log_every=where.log_every,
                 on_metrics=on_metrics,
+                on_moves=keeper.on_moves,
             )
             return keeper.finish(config.optim.ni, state)
     except NonFinite as error:

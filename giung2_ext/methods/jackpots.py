@@ -118,4 +118,7 @@ def build(
         return scores, JackpotsState(state.frozen, new)
 
     follows = follow if swaps else None
-    return Method(init, weights, masks_of, follow=follows, frozen=True, averages=False, pretrained=True)
+    kind: dict[str, Any] = dict(
+        frozen=True, latent=True, dense_grads="all", averages=False, pretrained=True
+    )
+    return Method(init, weights, masks_of, follow=follows, **kind)

@@ -154,7 +154,7 @@ def build(
         total = ramped(step + 1, target, masking.size(sizes(trainable, state)))
         return trainable, state._replace(total=total)
 
-    found = Method(init, weights, masks, frozen=True, averages=False)
+    found = Method(init, weights, masks, frozen=True, latent=True, dense_grads="all", averages=False)
     if not ramp:
         return found
     # a step more, should the ramp's last one overflow in float16

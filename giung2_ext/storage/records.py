@@ -15,7 +15,7 @@ from etils import epath
 from giung2_ext.core.errors import Refusal
 from giung2_ext.storage import paths
 
-CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
+CONFIG, METRICS, MOVES, RESULT = "config.json", "metrics.jsonl", "masks.jsonl", "result.json"
 PACKAGES = ("giung2_ext", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -142,10 +142,13 @@ def record_session(
 class MetricsLog:
     """metrics.jsonl: appended line by line, cut back to the step that a resumed run starts from.
 
-    With `tensorboard` the same numbers are event files in the run's folder, one series a split.
+    So is masks.jsonl, a line for every update of the mask. With `tensorboard` the metrics are event files
+    in the run's folder too, one series a split.
     """
 
     def __init__(self, folder: epath.Path, step: int, tensorboard: bool = False):
+        self.moves = Lines(folder / MOVES, step)
+        self.lines = Lines(folder / METRICS, step)
         self.events: Any = None
         if tensorboard:
             try:
@@ -155,10 +158,6 @@ class MetricsLog:
                     "config.placement.tensorboard needs tensorboardX: pip install 'giung2_ext[tensorboard]'"
                 ) from None
             self.events = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=step + 1)
-        self.path = folder / METRICS
-        kept = [row for row in read_metrics(folder) if row["step"] <= step] if step else []
-        self.text = "".join(json.dumps(row) + "\n" for row in kept)
-        paths.write_bytes(self.path, self.text.encode())
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         if self.events is not None:
@@ -166,6 +165,20 @@ class MetricsLog:
                 for name in {"accuracy", "loss"} & row.keys():  # neither if all steps were skipped
                     self.events.add_scalar(f"{row['split']}/{name}", row[name], row["step"])
             self.events.flush()
+        self.lines.write(rows)
+
+
+class Lines:
+    """A file of JSON lines, without those of later steps than `step`; it begins with its first row."""
+
+    def __init__(self, path: epath.Path, step: int):
+        self.path = path
+        kept = [row for row in read_lines(path) if row["step"] <= step] if step else []
+        self.text = "".join(json.dumps(row) + "\n" for row in kept)
+        if path.exists() or kept:
+            paths.write_bytes(path, self.text.encode())
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
         new = "".join(json.dumps(row) + "\n" for row in rows)
         if paths.is_local(self.path):
             with self.path.open("a") as file:
@@ -176,8 +189,16 @@ class MetricsLog:
 
 
 def read_metrics(folder: epath.Path) -> list[dict[str, Any]]:
+    return read_lines(folder / METRICS)
+
+
+def read_moves(folder: epath.Path) -> list[dict[str, Any]]:
+    """{step, layers: {leaf: [kept, grown, dropped, ever kept]}} of every update of the mask."""
+    return read_lines(folder / MOVES)
+
+
+def read_lines(path: epath.Path) -> list[dict[str, Any]]:
     """All whole lines; the last one may have been cut by a kill."""
-    path = folder / METRICS
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

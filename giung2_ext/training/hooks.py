@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from giung2_ext.core import masks as masking
+from giung2_ext.core import trees
 from giung2_ext.storage import paths, tickets
 from giung2_ext.storage.checkpoints import StateStore
 from giung2_ext.storage.records import MetricsLog
@@ -24,7 +25,7 @@ from giung2_ext.training.measurement import Scores, measure
 from giung2_ext.training.population import Population
 from giung2_ext.training.program import Program
 from giung2_ext.training.state import State
-from giung2_ext.training.step import Metrics
+from giung2_ext.training.step import Metrics, Moves
 
 Tree = Any
 
@@ -33,6 +34,15 @@ class Member(NamedTuple):
     folder: epath.Path
     lineage: dict[str, Any]
     log: MetricsLog | None  # of the first process
+
+
+def _layers(moves: Moves, member: int) -> dict[str, list[int]]:
+    named = [trees.named_leaves(part) for part in moves]
+    return {
+        name: [int(part[name][member]) for part in named]
+        for name, leaf in named[0].items()
+        if leaf is not None
+    }
 
 
 class Keeper:
@@ -60,6 +70,7 @@ class Keeper:
         self.best: list[dict[str, Any]] = [dict(correct=-1, loss=0.0, step=-1, digest="") for _ in members]
         self.latest: list[Scores] = []
         self._train: Metrics | None = None
+        self._moved: list[tuple[int, Moves]] = []  # updates of the mask that are not written yet
         self._seen: tuple[int, Any] = (-1, None)  # what was observed last, on the device
         self._held: tuple[int, Any] = (-1, None)  # and on the host, member by member
         self._protected: dict[int, list[str]] = {}  # the members' bests at every step that is retained
@@ -106,6 +117,16 @@ class Keeper:
             metrics = jax.tree.map(np.add, self._train, metrics)
         self._train = metrics
 
+    def on_moves(self, step: int, moves: Moves) -> None:
+        self._moved.append((step, moves))
+
+    def _write_moves(self) -> None:
+        """A row for every update since the last time: kept, grown, dropped, ever kept of every leaf."""
+        for i, member in enumerate(self.members):
+            if member.log is not None and self._moved:
+                member.log.moves.write([{"step": s, "layers": _layers(m, i)} for s, m in self._moved])
+        self._moved = []
+
     def evaluate(self, step: int, state: State) -> None:
         everything = step == 0
         splits = self.splits if everything else {self.select_on: self.splits[self.select_on]}
@@ -130,6 +151,7 @@ class Keeper:
             if step > 0 and self.settled(step):
                 self._consider(i, step, state, scores[i])
         self._train = None
+        self._write_moves()
         self.latest = scores
         if everything:
             self.start = scores
@@ -203,6 +225,7 @@ class Keeper:
             "train": window,
         }
         self._protected[step] = [best["digest"] for best in self.best]
+        self._write_moves()
         self.store.save(step, self.population.trim(state.replace(step=None)), notes)
         retained = sorted(self._protected)[-self.store.keep - 1 :]  # the newest may not be whole yet
         self._protected = {step: self._protected[step] for step in retained}
@@ -246,6 +269,7 @@ class Keeper:
         Results are the first process's to write; the others have none.
         """
         self._protected = {}
+        self._write_moves()
         last = [self._keep(i, step, state, paths.LAST) for i in range(len(self.members))]
         for i, best in enumerate(self.best):
             if best["step"] < 0:  # of no steps, or none with its final density: the last state is the best

@@ -13,7 +13,7 @@ import numpy as np
 from giung2_ext.core.errors import Refusal
 from giung2_ext.training.program import Program
 from giung2_ext.training.state import State
-from giung2_ext.training.step import Metrics
+from giung2_ext.training.step import Metrics, Moves
 
 Tree = Any
 
@@ -75,21 +75,25 @@ def run_loop(
     hooks: list[Hook],
     log_every: int,
     on_metrics: Callable[[int, Metrics], None],
+    on_moves: Callable[[int, Moves], None] = lambda step, moves: None,
 ) -> State:
-    """Trains from the state's step to `total`; `on_metrics` gets host arrays, one call a chunk."""
+    """Trains from the state's step to `total`; `on_metrics` gets host arrays, one call a chunk, and
+    `on_moves` one an update of the mask."""
     step = int(state.step)
     is_due = due or (lambda step: False)
-    pending: list[tuple[int, Metrics]] = []
+    pending: list[tuple[int, Metrics, Moves | None]] = []
 
     def drain() -> None:
         while pending:
-            at, metrics = pending.pop(0)
-            host = jax.tree.map(np.atleast_1d, jax.device_get(metrics))
+            at, *found = pending.pop(0)
+            host, moves = jax.tree.map(np.atleast_1d, jax.device_get(found))
             bad = np.flatnonzero(host.bad_step >= 0)
             if bad.size:
                 first = bad[np.argmin(host.bad_step[bad])]
                 raise NonFinite(int(first), int(host.bad_step[first]))
             on_metrics(at, host)
+            if moves is not None:
+                on_moves(at, moves)
 
     def call_hooks(now: int, start: bool) -> None:
         def reached(hook: Hook) -> bool:
@@ -106,13 +110,13 @@ def run_loop(
     for stop in stops(step, total, [log_every] + [h.every for h in hooks], is_due):
         while step < stop:
             if is_due(step):
-                state, metrics = program.update(state, data)
+                state, metrics, moves = program.update(state, data)
                 step += 1
             else:
                 state, metrics = program.chunk(state, data, stop - step)
-                step = stop
+                step, moves = stop, None
             drain()
-            pending.append((step, metrics))
+            pending.append((step, metrics, moves))
         call_hooks(step, start=False)
     drain()
     return state

@@ -25,7 +25,7 @@ from giung2_ext.data.preprocessing import mixup
 from giung2_ext.data.resident import Feed
 from giung2_ext.training.population import Population
 from giung2_ext.training.state import DATA, MIX, State
-from giung2_ext.training.step import Metrics, evaluate_sums
+from giung2_ext.training.step import Metrics, Moves, evaluate_sums
 
 Tree = Any
 AHEAD = 2  # streamed steps that may wait on the device: their batches lie in its memory
@@ -35,7 +35,7 @@ class Program(NamedTuple):
     chunk: Callable[[State, Tree, int], tuple[State, Metrics]]
     """(state, data, length): `length` ordinary steps; donates the state. `data` is a split that lies on the
     devices, or what gives the placed batch of a step (`data.reader.Reader`)"""
-    update: Callable[[State, Tree], tuple[State, Metrics]]
+    update: Callable[[State, Tree], tuple[State, Metrics, Moves]]
     """One mask-update step; donates the state"""
     observe: Callable[[State], tuple[Tree, Tree, Tree]]
     """What a ticket holds: the weights that the network sees (of the moving average, if there is
@@ -99,10 +99,10 @@ def make_program(
         members, metrics = chunk(state.replace(step=None), at, data, length)
         return members.replace(step=np.int32(at + length)), metrics
 
-    def run_update(state: State, data: Tree) -> tuple[State, Metrics]:
+    def run_update(state: State, data: Tree) -> tuple[State, Metrics, Moves]:
         at = int(state.step)
-        members, metrics = update(state.replace(step=None), at, data)
-        return members.replace(step=np.int32(at + 1)), metrics
+        members, (metrics, moves) = update(state.replace(step=None), at, data)
+        return members.replace(step=np.int32(at + 1)), metrics, moves
 
     def compile_both(state: State, data: Tree) -> list[jax.stages.Compiled]:
         ordinary, due = programs(state.replace(step=None), data)
@@ -153,8 +153,8 @@ def _resident(feed: Feed, steps: Steps, prepare: Callable[..., Any], population:
 
     def update(member: State, step: Array, data: Mapping[str, Array]) -> Any:
         state = member.replace(step=step)
-        state, metrics = update_fn(state, batch_of(state, data, order_of(state)))
-        return state.replace(step=None), metrics
+        state, *results = update_fn(state, batch_of(state, data, order_of(state)))
+        return state.replace(step=None), tuple(results)
 
     compiled_chunk = population.compile(chunk, donate=True)
     compiled_update = population.compile(update, donate=True)
@@ -178,7 +178,7 @@ def _resident(feed: Feed, steps: Steps, prepare: Callable[..., Any], population:
             lambda: compiled_update.lower(members, np.int32(0), data),
         )
 
-    def run_update(members: State, at: int, data: Mapping[str, Array]) -> tuple[State, Metrics]:
+    def run_update(members: State, at: int, data: Mapping[str, Array]) -> Any:
         return compiled_update(members, np.int32(at), data)
 
     return run_chunk, run_update, lower
@@ -188,13 +188,18 @@ def _streamed(steps: Steps, prepare: Callable[..., Any], population: Population)
     """The same on batches that the host places, step by step."""
     step_fn, update_fn = steps
 
-    def run(fn: Callable[..., Any], member: State, step: Array, batch: Tree, total: Metrics) -> Any:
+    def run(member: State, step: Array, batch: Tree, total: Metrics) -> Any:
         state = member.replace(step=step)
-        state, now = fn(state, prepare(state, batch))
+        state, now = step_fn(state, prepare(state, batch))
         return state.replace(step=None), total.merge(now)
 
-    one = population.compile(functools.partial(run, step_fn), donate=True)
-    other = population.compile(functools.partial(run, update_fn), donate=True)
+    def run_due(member: State, step: Array, batch: Tree) -> Any:
+        state = member.replace(step=step)
+        state, *results = update_fn(state, prepare(state, batch))
+        return state.replace(step=None), tuple(results)
+
+    one = population.compile(run, donate=True)
+    other = population.compile(run_due, donate=True)
     zeros = population.share(jax.tree.map(np.asarray, Metrics.zeros()))
     waiting: deque[Any] = deque()
 
@@ -205,13 +210,13 @@ def _streamed(steps: Steps, prepare: Callable[..., Any], population: Population)
             _wait(waiting, total)
         return members, total
 
-    def update(members: State, at: int, data: Any) -> tuple[State, Metrics]:
-        return other(members, np.int32(at), data.batch(at), zeros)
+    def update(members: State, at: int, data: Any) -> Any:
+        return other(members, np.int32(at), data.batch(at))
 
     def lower(members: State, batch: Tree) -> Any:
         return (
             one.lower(members, np.int32(0), batch, zeros),
-            lambda: other.lower(members, np.int32(0), batch, zeros),
+            lambda: other.lower(members, np.int32(0), batch),
         )
 
     return chunk, update, lower

@@ -26,6 +26,7 @@ class State(struct.PyTreeNode):
     optimizer: Tree
     statistics: Tree  # flax collections that are no parameters: image_stats, and batch_stats if any
     loss_scale: LossScale | None = None  # of float16
+    ever: Tree = None  # bool: what a mask has kept so far, where updates change it
     average: Tree = None  # moving average of trainables and batch_stats, where the recipe keeps one
 
 
@@ -57,6 +58,7 @@ def make_state(
     averaged: bool = False,
 ) -> State:
     trainable, method_state = method.init(jax.random.fold_in(key, METHOD), params, masks)
+    changes = method.due is not None
     return State(
         jnp.int32(0),
         key,
@@ -65,5 +67,6 @@ def make_state(
         optimizer.init(trainable),
         statistics,
         initial() if scaled else None,
+        jax.tree.map(jnp.copy, method.masks(trainable, method_state)) if changes else None,  # donated
         averaged_part(trainable, statistics) if averaged else None,
     )

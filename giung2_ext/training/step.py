@@ -9,6 +9,7 @@ step count and the loss scale; an update is tried again on the same batch at hal
 none is lost.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ import optax
 from flax import linen as nn
 from jax import Array
 
-from giung2_ext.core import losses
+from giung2_ext.core import losses, trees
+from giung2_ext.core import masks as masking
 from giung2_ext.core.method import Method
 from giung2_ext.core.schedules import Schedule
 from giung2_ext.training import loss_scale
@@ -47,6 +49,21 @@ class Metrics(NamedTuple):
     def merge(self, later: "Metrics") -> "Metrics":
         bad = jnp.where(self.bad_step >= 0, self.bad_step, later.bad_step)
         return jax.tree.map(jnp.add, self, later)._replace(bad_step=bad)
+
+
+class Moves(NamedTuple):
+    """What an update did to every leaf's mask: int32 counts, trees of scalars."""
+
+    kept: Tree
+    grown: Tree
+    dropped: Tree
+    ever: Tree  # kept by any mask so far
+
+    @classmethod
+    def between(cls, before: Tree, after: Tree, ever: Tree) -> "Moves":
+        new = trees.map_present(lambda b, a: a & ~b, before, after)
+        gone = trees.map_present(lambda b, a: b & ~a, before, after)
+        return cls(*map(masking.counts, (after, new, gone, ever)))
 
 
 def network(model: nn.Module, weights: Tree, statistics: Tree, images: Array, train: bool) -> Any:
@@ -194,9 +211,10 @@ def make_step(
     layout: Layout = LOCAL,
     shares: int = 1,
 ) -> tuple[Callable[[State, Batch], tuple[State, Metrics]], Callable[..., Any]]:
-    """The ordinary step and the mask-update step; both map (state, batch) to (state, metrics).
+    """The ordinary step, (state, batch) -> (state, metrics), and the mask-update step, which gives Moves
+    too.
 
-    `groups` is how many parts of the batch |gradient| is averaged over for methods with `group_abs`;
+    `groups` is how many parts of the batch |gradient| is averaged over for methods with `abs_over`;
     `average` is the decay of the state's moving average; micro-batches are `cut` from `shares` shares.
     """
     gradients = make_gradients(model, smoothing, layout, shares)
@@ -210,7 +228,7 @@ def make_step(
         if penalised:
             assert method.penalty is not None  # for the type checker
             offset = jax.grad(method.penalty)(weights, method_state)
-        paired = due and method.group_abs
+        paired = due and method.abs_over > 0
         slices, pair_with = (groups, offset) if paired else (micro_batches, None)
 
         whole = layout.whole(weights)
@@ -251,10 +269,14 @@ def make_step(
             new = new.replace(average=jax.tree.map(mix, state.average, part))
         return settle(due, state, new, finite, sums)
 
-    return (
-        lambda state, batch: run(False, state, batch),
-        lambda state, batch: run(True, state, batch),
-    )
+    def update(state: State, batch: Batch) -> tuple[State, Metrics, Moves]:
+        before = method.masks(state.trainable, state.method)
+        state, metrics = run(True, state, batch)
+        after = method.masks(state.trainable, state.method)
+        state = state.replace(ever=trees.map_present(jnp.logical_or, state.ever, after))
+        return state, metrics, Moves.between(before, after, state.ever)
+
+    return functools.partial(run, False), update
 
 
 def settle(

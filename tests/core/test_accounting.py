@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 import giung2_ext.models
-from giung2_ext.core import accounting, discovery, trees
+from giung2_ext.core import accounting, allocate, discovery, trees
+from giung2_ext.core import masks as masking
 from giung2_ext.experiments.setup import count_uses
 
 
@@ -241,6 +242,41 @@ def test_sparse_flops_are_two_for_each_use_of_each_kept_weight():
     none, nothing = accounting.totals(accounting.layers(params, {"a": 0, "cls": 0}, used), used)
     assert none == (92, 0, 103, 11)
     assert nothing == (5224, 0, 5324, 100)
+
+
+@pytest.mark.parametrize(
+    ("density", "allocation", "published"),
+    [(0.2, "erk", 0.42), (0.2, "uniform", 0.23), (0.1, "erk", 0.24), (0.1, "uniform", 0.13)],
+)
+def test_rigl_trains_resnet_50_for_the_published_fraction_of_the_flops(density, allocation, published):
+    """Evci et al. 2020: 32,000 steps, an update every 100 until 25,000; uniform keeps the first layer."""
+    network = discovery.build(giung2_ext.models, "model", "resnet", num_classes=1000, head="biased")
+    with jax.numpy_dtype_promotion("standard"):
+        shapes, _, used = count_uses(network, (224, 224, 3))
+    masks = masking.dense(shapes, "inner" if allocation == "uniform" else "kernels")
+    counts = trees.named_leaves(allocate.layer_counts(masks, density, allocation))
+    kept = {name: int(count) for name, count in counts.items() if count is not None}
+    of_run = [accounting.Span(99 * 250, 250, kept), accounting.Span(7_000, 0, kept)]
+    sparse, dense = accounting.training(shapes, used, of_run, "due")
+    assert round(sparse / dense, 2) == published
+    assert dense == 3 * 8_178_368_512 * 32_000
+
+
+def test_training_is_counted_step_by_step_under_the_mask_of_each():
+    params = {"a": jax.ShapeDtypeStruct((10, 10), jnp.float32)}
+    used = accounting.Uses({"a": 1}, 0)
+    moves = [
+        {"step": 3, "layers": {"a": [50, 10, 60, 100]}},
+        {"step": 5, "layers": {"a": [20, 0, 30, 100]}},
+    ]
+    found = accounting.spans(9, moves, {"a": 20})
+    assert found == [(2, 1, {"a": 100}), (1, 1, {"a": 50}), (4, 0, {"a": 20})]
+    pairs = 2 * 3 * (3 * 100 + 2 * 50 + 4 * 20)
+    assert accounting.training(params, used, found, "no") == (pairs, 2 * 3 * 9 * 100)
+    more_due = 2 * ((100 - 100) + (100 - 50))
+    assert accounting.training(params, used, found, "due")[0] == pairs + more_due
+    more_all = 2 * (2 * (100 - 50) + 4 * (100 - 20))
+    assert accounting.training(params, used, found, "all")[0] == pairs + more_all
 
 
 def test_a_description_names_both_denominators():

@@ -56,7 +56,9 @@ def test_none_is_accepted_where_the_default_is_none():
 
 def test_a_new_choice_starts_from_its_own_defaults():
     config = parse("--config.method.name=rigl", "--config.method.every=7", "--config.model.hidden=20,10")
-    assert config.method.to_dict() == dict(name="rigl", every=7, stop=25000, drop=0.3)
+    assert config.method.to_dict() == dict(
+        name="rigl", every=7, begin=0, stop=25000, drop=0.3, decay="cosine", group=0
+    )
     assert config.model.hidden == (20, 10)
     assert parse("--config.chain.arms=").chain.arms == ()
 

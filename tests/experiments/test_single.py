@@ -31,6 +31,9 @@ SEARCH = ("--config.method.name=multiprize", "--config.method.threshold=global",
           "--config.masks.density=0.1")  # fmt: skip
 CYCLES = ("--config.method.name=cycles", "--config.method.every=8", "--config.method.percent=40",
           "--config.method.by=scores", "--config.method.binarise=true")  # fmt: skip
+RPG = ("--config.method.name=rpg", "--config.method.every=3", "--config.method.ramp=0.5",
+       "--config.method.stop=0.9")  # fmt: skip
+STE = ("--config.method.name=ste", "--config.method.end=15", "--config.method.every=4")
 STATES = ("--save_every=5",)
 WHERE = default_config().placement
 
@@ -41,7 +44,9 @@ def stop_at(monkeypatch, step):
 
 @pytest.mark.parametrize("saves", [STATES, ()], ids=["from a state", "from the start"])
 @pytest.mark.parametrize(
-    "method", [(), RIGL, SEARCH, CYCLES], ids=["ticket", "rigl", "multiprize", "cycles"]
+    "method",
+    [(), RIGL, SEARCH, CYCLES, RPG, STE],
+    ids=["ticket", "rigl", "multiprize", "cycles", "rpg", "ste"],
 )
 def test_resumed_is_uninterrupted_bit_for_bit(method, saves, train, tmp_path, monkeypatch, capsys):
     calm = train(tmp_path / "calm", *RUN, *method)
@@ -54,8 +59,10 @@ def test_resumed_is_uninterrupted_bit_for_bit(method, saves, train, tmp_path, mo
     resumed = train(tmp_path / "cut", *RUN, *method, *saves)
     assert ("continuing from step 15" in capsys.readouterr().out) == bool(saves)
     assert resumed == calm
-    metrics = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("calm", "cut")]
-    assert metrics[0] == metrics[1]
+    for name in ("metrics.jsonl", "masks.jsonl"):
+        rows = [path.read_text() for run in ("calm", "cut") if (path := tmp_path / run / name).exists()]
+        assert rows == rows[::-1]
+        assert len(rows) == (2 if name == "metrics.jsonl" or method in (RIGL, CYCLES, RPG, STE) else 0)
     assert not (tmp_path / "cut/states").exists()
 
 

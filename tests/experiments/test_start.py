@@ -104,7 +104,29 @@ BAD = {
     ("--matching_ckpt=x", "--previous_ckpt=x", "--pruning_ratio=0"): r"must be in \(0, 1\], got 0",
     ("--matching_ckpt=nowhere/last.ckpt",): "no checkpoint at nowhere/last.ckpt",
     ("--config.masks.density=0.5",): "needs a config.masks.criterion",
-    ("--config.masks.criterion=magnitud",): "unknown criterion 'magnitud'",
+    ("--config.masks.criterion=magnitud",): "unknown config.masks.criterion 'magnitud'.* mean 'magnitude'",
+    ("--config.masks.criterion=synflo",): "did you mean 'synflow'",
+    ("--config.masks.criterion=snip", "--config.masks.allocation=unifrom"): "did you mean 'uniform'",
+    ("--config.masks.criterion=snip", "--config.masks.structure=4:2"): r"n:m with 0 < n < m.* got '4:2'",
+    (
+        "--config.masks.structure=2:4",
+    ): r"structure=2:4 needs a config\.masks\.criterion \(random, magnitude, s",
+    (
+        *("--config.masks.criterion=snip", "--config.masks.structure=2:4"),
+        "--config.masks.density=0.4",
+    ): r"structure=2:4 keeps 0\.5 of every layer: leave config\.masks\.density=0\.4 out",
+    (
+        *("--config.masks.criterion=snip", "--config.masks.structure=2:4"),
+        "--config.masks.allocation=erk",
+    ): r"keeps 0\.5 of every layer: config\.masks\.allocation=erk does not",
+    (
+        "--config.masks.criterion=snip",
+        "--config.masks.structure=3:5",
+    ): "multiples of 5, and Dense_0/kernel has 64",
+    (
+        "--config.masks.criterion=snip",
+        "--config.masks.batches=0",
+    ): "masks.batches must be at least 1, got 0",
     ("--config.masks.prunable=conv",): "finds nothing to prune",
     ("--batch_size=5000",): r"batch_size must be in 1..1200",
     ("--config.evaluation.every=0",): "config.evaluation.every must be at least 1, got 0",
@@ -150,3 +172,11 @@ def test_batch_statistics_are_reset_or_rewound_as_told(train, image_arrays, tmp_
         start = read_ticket(tmp_path / rule / "iter_000000.ckpt").statistics["batch_stats"]
         mean = start["BatchNorm_0"]["mean"]
         assert np.array_equal(mean, trained["BatchNorm_0"]["mean"] if rule == "rewind" else np.zeros(4))
+
+
+def test_a_method_that_keeps_its_density_refuses_a_dense_start(train, tmp_path):
+    for name in ("rigl", "set", "snfs"):
+        with pytest.raises(Refusal, match=f"{name} keeps the density .*: choose one, such as"):
+            train(tmp_path / name, *SHORT, f"--config.method.name={name}")
+    with pytest.raises(Refusal, match=r"this method's own density is config\.method\.density"):
+        train(tmp_path / "own", *SHORT, "--config.method.name=gradual", "--config.masks.density=0.1")

@@ -54,7 +54,7 @@ def run(steps, members, strategy="map", devices=2, **options):
     due = make_method(options.get("method", "ticket")).due or (lambda step: False)
     while state.step < steps:
         if due(int(state.step)):
-            state, metrics = program.update(state, data)
+            state, metrics, _ = program.update(state, data)
         else:
             length = next((n for n in range(1, steps - state.step) if due(int(state.step) + n)), None)
             state, metrics = program.chunk(state, data, length or int(steps - state.step))
@@ -108,7 +108,7 @@ def test_densities_mix_among_more_members_than_devices():
     assert counts == sorted(set(counts))
 
 
-@pytest.mark.parametrize("method", ["rigl", "multiprize", "cycles"])
+@pytest.mark.parametrize("method", ["rigl", "multiprize", "cycles", "rpg", "gradual", "ste"])
 def test_every_kind_of_method_runs_in_a_population_too(method):
     together = run(14, [0, 1, 2], method=method)
     for i in range(3):

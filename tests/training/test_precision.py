@@ -22,7 +22,7 @@ from giung2_ext.training.population import Population
 from giung2_ext.training.program import make_program
 from giung2_ext.training.step import make_gradients, make_step
 
-METHODS = ["ticket", "rigl", "jackpots", "multiprize", "cycles"]
+METHODS = ["ticket", "rigl", "jackpots", "multiprize", "cycles", "rpg", "ste"]
 DECAY = 0.75
 HUGE = 2.0**120  # overflows float16 on the way back, and float32 does not mind
 
@@ -253,7 +253,7 @@ def recorder():
         penalty_on="due",
         due=lambda step: step == 2,
         update=update,
-        group_abs=True,
+        abs_over=8,
     )
 
 
@@ -380,7 +380,7 @@ def third_step(kind, scales, strategy="map", members=(0, 1, 2)):
     scales = np.asarray(scales, np.float32).reshape(shape)
     state = state.replace(loss_scale=LossScale(scales, np.zeros(shape, np.int32)))
     if kind == "update":
-        state, metrics = program.update(state, data)
+        state, metrics, _ = program.update(state, data)
     elif kind == "step":
         state, metrics = program.chunk(state, data, 1)
     return population.gather((state.replace(step=None, key=None), metrics))
@@ -465,7 +465,7 @@ def test_a_ticket_holds_the_averaged_weights_under_the_live_mask(method):
     state = population.join([member(1, method)]).replace(step=np.int32(1))
     state, _ = program.chunk(state, data, 20)
     if method == "rigl":
-        state, _ = program.update(state, data)
+        state, *_ = program.update(state, data)
     weights, masks, statistics = jax.device_get(program.observe(state))
     averaged, live = jax.device_get((state.average[0], state.trainable))
     rule = make_method(method)

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import fresh_variables, make_method, make_model, start_masks
+from fakes import fresh_variables, kernels, make_method, make_model, start_masks
 
 from giung2_ext.core import criteria, schedules, select, trees
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
 from giung2_ext.training import accumulation
 from giung2_ext.training import state as states
-from giung2_ext.training.optimizers import make_optimizer
+from giung2_ext.training.optimizers import edit_slots, make_optimizer
 from giung2_ext.training.sharding import Layout, owned_axis, put, read_mesh
 from giung2_ext.training.step import make_step
 
@@ -133,6 +133,34 @@ def test_a_method_that_edits_its_mask_takes_the_same_masks_on_every_layout():
     assert any((a != b).any() for a, b in zip(masks[0], before, strict=True))
     for one, other in zip(*masks, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["rigl", "set", "snfs", "gradual", "rpg"])
+def test_from_the_same_gradients_an_update_takes_the_same_masks_on_one_device_and_on_eight(name):
+    method = make_method(name)
+    draw = np.random.default_rng(0)
+    fill = lambda: {  # noqa: E731
+        "a": {"kernel": draw.normal(size=(3, 3, 16, 40)).astype(np.float32).round(2)},
+        "cls": {"kernel": draw.normal(size=(160, 32)).astype(np.float32), "bias": np.ones(32, np.float32)},
+    }
+    params, grads = fill(), fill()
+    masks = masking.dense(params, "kernels") if name in ("gradual", "rpg") else start_masks(params)
+    trainable, state = jax.device_get(method.init(None, params, masks))
+    if name in ("gradual", "rpg"):  # where something is pruned
+        state = state._replace(updates=np.int32(1))
+    if name == "snfs":
+        state = state._replace(average=trees.map_present(lambda mask, grad: grad, masks, grads))
+    found = []
+    for mesh in ("data:1", "data:8", "fsdp:8", "data:4,fsdp:2"):
+        layout = Layout(read_mesh(mesh, 8))
+        update = jax.jit(
+            lambda t, s, g: method.update(t, (), s, g, jnp.int32(2), jax.random.key(1), edit_slots)
+        )
+        after, _, new = update(*layout.put_owned((trainable, state, grads)))
+        found.append(jax.device_get((after, new.masks)))
+    for other in found[1:]:
+        assert jax.tree.all(jax.tree.map(np.array_equal, found[0], other))
+    assert any((a != b).any() for a, b in zip(kernels(found[0][1]), kernels(masks), strict=True))
 
 
 def test_a_replicated_step_with_local_groups_has_two_all_reduces_and_nothing_else():

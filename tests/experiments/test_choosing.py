@@ -1,0 +1,288 @@
+"""Masks chosen before the first step: criteria, allocations and structures, in runs as a person starts them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from fakes import REPOSITORY
+
+from giung2_ext.core import allocate, criteria, select, trees
+from giung2_ext.core import masks as masking
+from giung2_ext.core.errors import Refusal
+from giung2_ext.experiments import choosing, setup, single, start
+from giung2_ext.storage.tickets import read_ticket
+from giung2_ext.training import state as states
+from giung2_ext.training import step as steps
+
+CHOSEN = choosing.CRITERIA[1:]
+SHORT = (
+    f"--config={REPOSITORY / 'configs/imp/digits.py'}:smoke",
+    "--seed=3",
+    "--config.evaluation.every=1",
+)
+AUGMENTED = ("--config.feed.augment=crop_flip", "--config.feed.mixup=0.3", "--optim_label_smoothing=0.1")
+NORMALISED = ("--data_name=arrays", "--config.data.num_classes=3", "--config.data.holdout=20",
+              "--config.model.name=convnet", "--config.model.widths=4,8", "--batch_size=20",
+              "--config.model.group_size=5", "--config.masks.prunable=inner")  # fmt: skip
+
+
+class Beginning:
+    """A setup, and what a member of it has before its mask is chosen."""
+
+    def __init__(self, config, setups=None, members=1):
+        self.config = single.settled(epath.Path("nowhere"), config)
+        self.setup = (setups or setup.Setups()).get(self.config, members)
+        image_shape = self.setup.source.image_shape
+        params, statistics = states.init_variables(self.setup.model, self.key, image_shape)
+        mean, std = (np.asarray(v, np.float32) for v in (self.setup.source.mean, self.setup.source.std))
+        self.params = params
+        self.statistics = statistics | {"image_stats": {"m": mean, "s": std}}
+        self.dense = masking.dense(params, config.masks.prunable)
+
+    @property
+    def key(self):
+        return states.seed_key(self.config.seed)
+
+    def choose(self, criterion, among=None, **rule):
+        config = self.config.copy_and_resolve_references()
+        config.masks.update(criterion=criterion, **rule)
+        choosing.check_choice(config)
+        among = self.dense if among is None else among
+        return jax.device_get(choosing.choose(config, self.setup, self.params, self.statistics, among))
+
+    def batch(self, step):
+        """As the run's program makes it, but for mixup."""
+        feed, key = self.setup.data.feed, jax.random.fold_in(self.key, states.DATA)
+        with self.setup.data.open(self.config.seed) as data:
+            return feed.batch(data, feed.order(key, step // feed.steps_per_epoch), key, step)
+
+
+@pytest.fixture(scope="module")
+def begin(config_of):
+    return lambda *flags, **more: Beginning(config_of(*SHORT, "--mesh=data:1", *flags), **more)
+
+
+@pytest.fixture(scope="module")
+def digits(begin):
+    return begin()
+
+
+def shares(masks):
+    return np.array([np.mean(mask) for mask in trees.present(masks)])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def highest(scores, density):
+    size = sum(s.size for s in jax.tree.leaves(scores))
+    return select.top_k(scores, int(density * size))
+
+
+@pytest.mark.parametrize("criterion", CHOSEN)
+def test_every_criterion_keeps_the_exact_count_of_every_allocation_and_the_same_of_the_same_seed(
+    digits, criterion
+):
+    size = masking.size(digits.dense)
+    for density in (0.1, 0.013):
+        found = {
+            how: digits.choose(criterion, density=density, allocation=how) for how in choosing.ALLOCATIONS
+        }
+        for how, masks in found.items():
+            assert sum(int(m.sum()) for m in trees.present(masks)) == allocate.keep_count(density, size)
+            if how != "global":
+                counts = allocate.layer_counts(digits.dense, density, how)
+                assert jax.tree.map(np.count_nonzero, masks) == counts
+        again = digits.choose(criterion, density=density, allocation="erk")
+        assert masking.digest(again) == masking.digest(found["erk"])
+        assert masking.digest(found["global"]) != masking.digest(found["uniform"])
+
+
+def test_criteria_choose_different_weights(digits):
+    found = [digits.choose(criterion, density=0.1) for criterion in CHOSEN]
+    overlaps = [masking.overlap(a, b) for i, a in enumerate(found) for b in found[:i]]
+    assert max(overlaps) < 0.5
+
+
+def test_snip_sees_the_pixels_that_the_first_step_sees_mixed_and_augmented_as_there(begin, train, tmp_path):
+    ours = begin(*AUGMENTED)
+    moving = ("--config.optim.name=sgd", "--optim_momentum=0", "--optim_lr=1000", "--optim_ni=1")
+    train(tmp_path / "run", *SHORT, *AUGMENTED, *moving, "--periodic_ckpt=true")
+    before, after = (read_ticket(tmp_path / f"run/iter_00000{n}.ckpt").params for n in (0, 1))
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, ours.params))
+    grads = jax.tree.map(lambda b, a: (b - a) / 1000, before, after)
+    expected = jax.jit(criteria.snip)(before, ours.dense, grads)
+    mask = ours.choose("snip", density=0.1)
+    assert masking.overlap(mask, highest(expected, 0.1)) > 0.999
+    assert masking.overlap(mask, begin().choose("snip", density=0.1)) < 0.9  # of other pixels
+
+
+def test_grasp_ranks_by_the_hessian_of_the_first_batch_at_a_temperature_of_200(digits):
+    batch, model = digits.batch(0), digits.setup.model
+    kernels = trees.map_present(lambda m, w: w, digits.dense, digits.params)
+
+    def loss(kernels):
+        whole = jax.tree.map(
+            lambda k, w: w if k is None else k, kernels, digits.params, is_leaf=trees.is_none
+        )
+        logits = steps.network(model, whole, digits.statistics, batch["images"], train=False) / 200
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["labels"][:, None], axis=1).mean()
+
+    @jax.jit
+    def forward_over_reverse(kernels):
+        gradient = jax.grad(loss)
+        product = jax.jvp(gradient, (kernels,), (gradient(kernels),))[1]
+        return jax.tree.map(jnp.multiply, kernels, product)
+
+    expected = forward_over_reverse(kernels)
+    assert masking.overlap(digits.choose("grasp", density=0.1), highest(expected, 0.1)) > 0.999
+    hot = jax.tree.map(lambda k: k * 0, kernels)  # what is dead stays so: its scores are 0
+    assert masking.overlap(highest(expected, 0.1), highest(jax.tree.map(jnp.abs, expected), 0.1)) < 0.9
+    assert jax.tree.all(jax.tree.map(lambda s: (np.asarray(s) == 0).all(), forward_over_reverse(hot)))
+
+
+@pytest.mark.parametrize("criterion", ["snip", "grasp"])
+def test_the_batches_of_an_epoch_say_what_all_examples_at_once_do(digits, begin, criterion):
+    whole = begin("--batch_size=1200")
+    one = digits.choose(criterion, density=0.1)
+    all_of_them = whole.choose(criterion, density=0.1)
+    assert masking.overlap(digits.choose(criterion, density=0.1, batches=20), all_of_them) > 0.999
+    assert masking.overlap(one, all_of_them) < 0.95
+
+
+@pytest.mark.parametrize("criterion", ["snip", "grasp"])
+def test_micro_batches_and_devices_leave_the_mask_what_it_is(begin, image_arrays, criterion):
+    flags = (*NORMALISED, f"--data_root={image_arrays}")
+    whole = begin(*flags).choose(criterion, density=0.3)
+    for place in ("--grad_accum=2", "--mesh=data:4", "--mesh=fsdp:2"):
+        assert masking.overlap(begin(*flags, place).choose(criterion, density=0.3), whole) > 0.98
+    assert (
+        masking.overlap(begin(*flags, "--config.model.group_size=10").choose(criterion, density=0.3), whole)
+        < 0.95
+    )
+
+
+def test_members_of_a_population_choose_what_they_choose_alone_and_compile_nothing_anew(
+    begin, config_of, monkeypatch
+):
+    flags = (*SHORT, "--config.masks.criterion=grasp", "--config.masks.density=0.1")
+    setups, configs = setup.Setups(together=True), []
+    for seed in (3, 4):
+        configs.append(single.settled(epath.Path("nowhere"), config_of(*flags, f"--seed={seed}")))
+    both = setups.get(configs[0], 2)
+    traced = []
+    whole = steps.network
+    monkeypatch.setattr(steps, "network", lambda *a, **b: traced.append(1) or whole(*a, **b))
+    masks = []
+    for config in configs:
+        state, _ = start.start_state(config, both)
+        masks.append(jax.device_get(both.method.masks(state.trainable, state.method)))
+        compiled, traced[:] = len(traced), []
+    assert compiled == 0
+    assert masking.overlap(*masks) < 0.5
+    for seed, mask in zip((3, 4), masks, strict=True):
+        assert masking.overlap(begin(f"--seed={seed}").choose("grasp", density=0.1), mask) > 0.999
+
+
+def test_synflow_empties_no_layer_where_snip_does(begin):
+    deep = begin("--config.model.hidden=60,60,60,60,60,60,60")
+    assert shares(deep.choose("snip", density=0.002)).min() == 0
+    assert shares(deep.choose("synflow", density=0.002)).min() > 0
+
+
+def test_synflow_keeps_weights_on_paths_that_go_all_the_way(digits):
+    """Whatever is kept is fed by something kept, and feeds something kept: else its score was 0."""
+    first, second, last = (digits.choose("synflow", density=0.003)[name]["kernel"] for name in
+                           ("Dense_0", "Dense_1", "cls"))  # fmt: skip
+    assert (first.any(0) == second.any(1)).all()
+    assert (second.any(0) == last.any(1)).all()
+
+
+def test_synflow_asks_no_data_and_its_weights_alone(begin, digits):
+    assert masking.digest(begin(*AUGMENTED).choose("synflow", density=0.1)) == masking.digest(
+        digits.choose("synflow", density=0.1)
+    )
+    assert masking.overlap(
+        begin("--seed=4").choose("synflow", density=0.1), digits.choose("synflow", density=0.1)
+    ) < 0.5  # fmt: skip
+
+
+@pytest.mark.parametrize("criterion", CHOSEN)
+def test_two_of_four_goes_with_every_criterion_from_the_command_line_to_the_ticket(
+    train, tmp_path, criterion
+):
+    flags = (f"--config.masks.criterion={criterion}", "--config.masks.structure=2:4", "--optim_ni=2")
+    result = train(tmp_path / "run", *SHORT, *flags)
+    ticket = read_ticket(tmp_path / "run/last.ckpt")
+    assert result["kept"] * 2 == result["prunable"] == 50_200
+    for mask in trees.present(ticket.masks):
+        groups = mask.reshape(mask.shape[0] // 4, 4, mask.shape[1])
+        assert (groups.sum(1) == 2).all()
+    assert ticket.meta["masks"]["structure"] == "2:4"
+    assert ticket.meta["masks"]["criterion"] == criterion
+
+
+def test_a_pattern_keeps_the_best_of_the_criterions_scores(digits):
+    mask = digits.choose("magnitude", structure="1:4")
+    for kernel, kept in zip(
+        jax.tree.leaves(trees.map_present(lambda m, w: w, digits.dense, digits.params)),
+        trees.present(mask),
+        strict=True,
+    ):
+        sizes = np.abs(kernel).reshape(kernel.shape[0] // 4, 4, -1)
+        assert np.array_equal(kept.reshape(sizes.shape), sizes == sizes.max(1, keepdims=True))
+
+
+def test_a_pattern_is_chosen_among_what_a_checkpoint_has_left_and_refused_where_that_is_too_little(digits):
+    draw = np.random.default_rng(0)
+    left = jax.tree.map(lambda m: m & ((np.arange(len(m)) % 4 < 3)[:, None]), digits.dense)
+    for criterion in CHOSEN:
+        found = digits.choose(criterion, among=left, structure="2:4")
+        assert bool(masking.nested(found, left))
+        assert (shares(found) == 0.5).all()
+    holes = jax.tree.map(lambda m: m & (draw.random(m.shape) < 0.6), digits.dense)
+    with pytest.raises(
+        Refusal, match=r"2 of every 4 weights where the checkpoint's mask has 0 left, in Dense_0"
+    ):
+        digits.choose("magnitude", among=holes, structure="2:4")
+
+
+def test_gradient_criteria_rank_the_survivors_of_a_sparse_network(digits):
+    left = digits.choose("random", density=0.3)
+    for criterion in ("snip", "grasp", "synflow"):
+        found = digits.choose(criterion, among=left, density=0.1)
+        assert bool(masking.nested(found, left))
+        assert sum(int(m.sum()) for m in trees.present(found)) == 5020
+        assert masking.overlap(found, digits.choose(criterion, density=0.1)) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("criterion", "options", "leaf", "remedy"),
+    [
+        ("snip", ("head=zero", "zero_init=true"), "Conv_0", "head=biased --config.model.zero_init=false$"),
+        ("grasp", ("head=zero",), "Conv_0", "head=biased$"),
+        (
+            "synflow",
+            ("head=biased", "zero_init=true"),
+            "Conv_1",
+            "0: .*starts: --config.model.zero_init=false$",
+        ),
+    ],
+)
+def test_a_network_that_lets_no_gradient_through_is_refused_with_the_remedy(
+    begin, image_arrays, criterion, options, leaf, remedy
+):
+    flags = ("--config.model.name=resnet_cifar", "--config.model.depth=8", "--config.model.planes=4",
+             "--config.masks.prunable=conv", "--batch_size=20",
+             *(f"--config.model.{option}" for option in options))  # fmt: skip
+    ours = begin(*NORMALISED[:3], f"--data_root={image_arrays}", *flags)
+    with pytest.raises(Refusal, match=rf"the {criterion} scores of {leaf}/kernel are all 0.*{remedy}"):
+        ours.choose(criterion, density=0.1)
+
+
+def test_scores_that_overflow_are_refused(digits, begin):
+    huge = begin()
+    huge.params = jax.tree.map(lambda w: w * 1e30, huge.params)
+    with pytest.raises(Refusal, match=r"the snip scores of Dense_0/kernel are not finite"):
+        huge.choose("snip", density=0.1)
