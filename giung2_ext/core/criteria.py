@@ -65,7 +65,8 @@ def synflow(flow: Callable[[Tree], Array], params: Tree, masks: Tree) -> Tree:
     """
     sizes = jax.tree.map(jnp.abs, masking.apply(masks, params))
     total, slopes = jax.value_and_grad(flow)(sizes)
-    return trees.map_present(lambda m, w, g: jnp.abs(w * g) / jnp.abs(total), masks, sizes, slopes)
+    total = jnp.where(total == 0, jnp.ones_like(total), jnp.abs(total))  # all scores are 0 then
+    return trees.map_present(lambda m, w, g: jnp.abs(w * g) / total, masks, sizes, slopes)
 
 
 def remaining(kept: int, size: int, rounds: int = ROUNDS) -> np.ndarray:

@@ -54,7 +54,7 @@ def check_config(config: Config) -> None:
             raise Refusal(f"config.{field} must be {wanted}, got {value:g}")
     if config.seed is not None and not 0 <= config.seed < 2**32:
         raise Refusal(f"seed must be in 0..2**32 - 1, got {config.seed}")
-    check_optimizer(config.optim.name, config.optim.nesterov)
+    check_optimizer(config.optim.name, config.optim.momentum, config.optim.nesterov)
     if config.optim.decay_on not in DECAY_ON:
         raise unknown("value of config.optim.decay_on", config.optim.decay_on, DECAY_ON)
     if config.optim.milestones and config.optim.constant_lr:

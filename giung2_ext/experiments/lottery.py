@@ -105,6 +105,7 @@ def point_run(config: Config, chain: Chain) -> Run:
     """`train.py --optim_ni=… --constant_lr=true --periodic_ckpt=true`."""
     run = settled(chain.base, config, chain.seed)
     run.optim.ni, run.optim.constant_lr, run.tickets.periodic = point_steps(config, chain), True, True
+    run.optim.milestones = ()
     return Run(chain.base, run)
 
 
@@ -133,7 +134,7 @@ def cycle_run(config: Config, chain: Chain, index: int) -> Run:
         run.start.batch_stats = "rewind"  # to where the weights are from
     run.start.rounds, run.start.ablation = rounds if index else 1, arm.ablation if index else "none"
     if arm.tuned:
-        run.optim.lr, run.optim.constant_lr = config.chain.finetune_lr, True
+        run.optim.lr, run.optim.constant_lr, run.optim.milestones = config.chain.finetune_lr, True, ()
     return Run(folder, run)
 
 

@@ -1,11 +1,11 @@
 """Optimizers of rate 1: decay, then clipping, then the rule. The step multiplies by lr(step).
 
 A schedule inside optax would keep its own count and lag behind whenever a step is replaced. Decay is
-coupled (added to the gradient), as in the original ImageNet suite, but for the optimizers that decouple it
-by definition (`DECOUPLED`). `momentum` is that of sgd, rmsprop and signum, 1 minus adadelta's share of the
-new, and beta 1 of the others. RULES are those of optax that act on every weight by itself and whose fresh
-slots are 0: a pruned weight, whose gradient and slots are 0, stays exactly 0. The others are REFUSED, with
-the reason.
+coupled (added to the gradient), as in the original ImageNet suite, but for those that decouple it by
+definition (`DECOUPLED`). RULES act on every weight by itself and their slots start at 0 (adagrad's and
+yogi's too, unlike in optax): a pruned weight, whose gradient and slots are 0, stays exactly 0, and one that
+grows starts afresh. The others are REFUSED, with the reason. `momentum` is that of sgd, rmsprop and signum,
+adadelta's rho, and beta 1 of the others; adagrad, sign_sgd and optimistic_gradient_descent have none.
 """
 
 from collections.abc import Callable
@@ -31,16 +31,15 @@ def _optimistic_adam(b1: float) -> optax.GradientTransformation:
 
 
 RULES: dict[str, Rule] = {
-    "acprop": lambda b1: contrib.scale_by_acprop(b1, eps_root=0.0),
-    "adabelief": lambda b1: optax.scale_by_belief(b1, eps_root=0.0),
+    "adabelief": lambda b1: optax.scale_by_belief(b1, eps_root=0.0),  # which would enter its slot
     "adadelta": lambda rho: optax.scale_by_adadelta(rho),
     "adagrad": lambda _: optax.scale_by_rss(initial_accumulator_value=0.0),
     "adam": lambda b1: optax.scale_by_adam(b1),
-    "adamax": lambda b1: optax.scale_by_adamax(b1),
+    "adamax": lambda b1: optax.scale_by_adamax(b1),  # whose slot is its epsilon where a weight is pruned
     "adamaxw": lambda b1: optax.scale_by_adamax(b1),
     "adamw": lambda b1: optax.scale_by_adam(b1),
-    "adan": lambda b1: optax.scale_by_adan(b1),
-    "ademamix": lambda b1: contrib.scale_by_ademamix(b1),
+    "adan": lambda b1: optax.scale_by_adan(b1, eps_root=1e-8),
+    "ademamix": lambda b1: contrib.scale_by_ademamix(b1, alpha=5.0),
     "adopt": lambda b1: contrib.scale_by_adopt(b1),
     "amsgrad": lambda b1: optax.scale_by_amsgrad(b1),
     "lion": lambda b1: optax.scale_by_lion(b1),
@@ -71,6 +70,8 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(
         ("madgrad", "schedule_free_adamw", "schedule_free_sgd"), "it keeps weights in its slots"
     ),
+    **dict.fromkeys(("mechanize", "schedule_free"), "it wraps another optimizer"),
+    "acprop": "it divides by a slot before it fills it, which is 0 where a weight has just grown",
     "optimistic_adam": "optax has deprecated it for optimistic_adam_v2",
     "rprop": "its step sizes do not start at 0",
     "sam": "it takes steps of its own between gradients",
@@ -78,7 +79,7 @@ REFUSED: dict[str, str] = {
 }
 
 
-def check_optimizer(name: str, nesterov: bool = False) -> None:
+def check_optimizer(name: str, momentum: float, nesterov: bool = False) -> None:
     if name in REFUSED:
         raise Refusal(
             f"optimizer {name!r} is not for sparse training: {REFUSED[name]}; choose one that acts on "
@@ -90,6 +91,8 @@ def check_optimizer(name: str, nesterov: bool = False) -> None:
         raise Refusal(
             f"config.optim.nesterov is for sgd, got {name} (nadam is Adam with Nesterov's momentum)"
         )
+    if nesterov and not momentum:
+        raise Refusal("config.optim.nesterov needs a momentum, got config.optim.momentum=0")
 
 
 def is_kernel(params: Tree) -> Tree:
@@ -109,7 +112,7 @@ def make_optimizer(
     decay_on: str = "all",
 ) -> optax.GradientTransformation:
     """`decay_on` is all, or kernels: leaves called so, never biases or normalisation."""
-    check_optimizer(name, nesterov)
+    check_optimizer(name, momentum, nesterov)
     decay = []
     if weight_decay:
         decay = [optax.add_decayed_weights(weight_decay, is_kernel if decay_on == "kernels" else None)]

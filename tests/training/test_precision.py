@@ -22,7 +22,7 @@ from giung2_ext.training.population import Population
 from giung2_ext.training.program import make_program
 from giung2_ext.training.step import make_gradients, make_step
 
-METHODS = ["ticket", "rigl", "jackpots", "multiprize", "cycles", "rpg", "ste"]
+METHODS = ["ticket", "rigl", "jackpots", "multiprize", "cycles"]
 DECAY = 0.75
 HUGE = 2.0**120  # overflows float16 on the way back, and float32 does not mind
 
