@@ -23,7 +23,8 @@ def main():
         raise Refusal(__doc__.strip())
     flags = [word for word in sys.argv[1:] if word.startswith("--")]
     against = parse_own(flags, {"against": None})["against"]
-    if mask_history.has_history(epath.Path(folders[0])):
+    folder = epath.Path(folders[0])
+    if mask_history.has_history(folder) and not chain.is_chain(folder):
         mask_history.write_report(folders[0], against)
     elif against:
         raise Refusal(f"--against is for a run whose mask changed; {folders[0]} has no masks.jsonl")

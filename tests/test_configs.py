@@ -12,7 +12,7 @@ from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments.bounds import check_config
 from giung2_ext.experiments.config import complete, load_config, options_of
-from giung2_ext.experiments.setup import build_method, rate_of
+from giung2_ext.experiments.setup import build_method, check_groups, rate_of
 from giung2_ext.experiments.start import check_start
 
 CONFIGS = REPOSITORY / "configs"
@@ -262,7 +262,7 @@ def test_rpgs_rows_are_the_published_ones(density, weight, tolerance):
 
 
 def test_rigls_rows_are_the_published_ones():
-    config = load("dynamic/resnet50_imagenet.py:density=0.1,allocation=erk,times=5")
+    config = load("dynamic/resnet50_imagenet.py:density=0.1,times=5")
     assert (config.optim.ni, config.method.stop, config.method.every) == (160_000, 125_000, 100)
     assert config.optim.milestones == (46_800, 109_200, 140_400)
     assert (config.optim.lr, config.optim.nesterov, config.optim.decay_on) == (1.6, True, "kernels")
@@ -282,6 +282,23 @@ def test_rigls_rows_are_the_published_ones():
     structured = load("dynamic/resnet50_gradual.py:structure=2:4,density=0.5")
     assert build_method(structured).due is not None
     assert load("dynamic/resnet50_gradual.py:method=ste").method.name == "ste"
+
+
+def test_arguments_that_would_do_nothing_are_refused():
+    for text in ("digits.py:method=rpg,allocation=erk", "digits.py:method=snip,drop=0.1"):
+        with pytest.raises(Refusal, match=r"--allocation|--drop"):
+            load(f"dynamic/{text}")
+    with pytest.raises(Refusal, match="--rank_weight is rpg's"):
+        load("dynamic/lenet_mnist.py:method=set,rank_weight=0.0")
+
+
+def test_groups_of_gradients_are_whole_and_made_of_whole_groups_of_batchnorm():
+    config = load("rpg/resnet50_imagenet.py")
+    check_groups(config, build_method(config))
+    for group in (-128, 100, 64):
+        config.method.group = group
+        with pytest.raises(Refusal, match=f"group={group} does not divide a batch of 1024, in whole Batch"):
+            check_groups(config, build_method(config))
 
 
 def test_deit_s_prunes_the_matrices_of_its_blocks():

@@ -30,6 +30,8 @@ def test_a_method_runs_in_the_plain_loop_of_the_readme():
 
 def test_no_number_is_missing():
     assert not re.search(r"MEASURED|NEWEST|TODO|^BENCHMARKS", README, re.MULTILINE)
+    for path in (REPOSITORY / "configs").rglob("*.py"):
+        assert "MEASURED" not in path.read_text(), path
 
 
 def test_the_commands_name_scripts_and_configs_that_exist():

@@ -12,7 +12,7 @@ MEASURED_DIGITS
 Two CPU cores. Last verified 2026-11-27, jax 0.10.2.
 """
 
-from giung2_ext.core.errors import unknown
+from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.experiments.config import default_config
 
 SWAPPING, RAMPED = ("rigl", "set", "snfs"), ("gradual", "ste", "rpg")
@@ -37,6 +37,10 @@ def get_config(
 ):
     if method not in (*SWAPPING, *RAMPED, *CHOSEN):
         raise unknown("--method", method, (*SWAPPING, *RAMPED, *CHOSEN))
+    if allocation and method == "rpg":
+        raise Refusal("--allocation: rpg ranks all layers together; leave it out")
+    if drop != 0.3 and method not in (*SWAPPING, "rpg"):
+        raise Refusal(f"--drop is what {', '.join(SWAPPING)} and rpg swap; {method} swaps nothing")
     if smoke:
         steps, every = 100, 10
     c = default_config()

@@ -12,6 +12,7 @@ Last verified 2026-11-27, jax 0.10.2.
 
 import pathlib
 
+from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments.config import load_config
 
 DIGITS = pathlib.Path(__file__).with_name("digits.py")
@@ -25,6 +26,8 @@ def get_config(
     rank_weight: float = 0.5,
     smoke: bool = False,
 ):
+    if method != "rpg" and rank_weight != 0.5:
+        raise Refusal("--rank_weight is rpg's; leave it out")
     given = (
         f"method={method},density={density},allocation={allocation},steps={steps},every=100,smoke={smoke}"
     )

@@ -23,11 +23,12 @@ def get_config(
     density: float = 0.05,
     allocation: str = "",
     epochs: int = 300,
+    stop: float = 0.8,
     smoke: bool = False,
 ):
     c = load_config(f"{DENSE}:epochs={epochs},smoke={smoke}").unlock()
     steps = c.optim.ni
-    given = f"method={method},density={density},allocation={allocation},steps={steps},every=100,stop=0.8"
+    given = f"method={method},density={density},allocation={allocation},steps={steps},every=100,stop={stop}"
     sparse = load_config(f"{DIGITS}:{given},smoke={smoke}")
     c.method, c.masks = sparse.method, sparse.masks
     c.optim.decay_on = "kernels"

@@ -3,12 +3,13 @@
     python scripts/train.py --config=configs/dynamic/resnet50_imagenet.py --method=rigl --density=0.2 \\
         --allocation=erk --data_root=DIR --mixed_precision=true --seed=0 --save=save/dynamic/resnet50
 
-Methods are those of digits.py; `--times=5` trains and changes masks five times as long. 32,000 steps of
-4,096 images, SGD with Nesterov's momentum at 1.6, a tenth of it after epochs 30, 70 and 90, warm-up of 5
-epochs, decay 1e-4 on kernels, label smoothing 0.1; masks change every 100 steps until 25,000. `uniform`
-keeps the first layer dense and out of the density, `erk` prunes all. BatchNorm's groups of 128 are our
-guess. Hardware: 32 TPUv3 cores; not run: no accelerator. Expected (cited: the authors' repository), top-1 %
-and training FLOPs against the dense network's (76.8):
+Methods are those of digits.py (the cited rows of static, snip and set want `--allocation=uniform`);
+`--times=5` trains and changes masks five times as long. 32,000 steps of 4,096 images, SGD with Nesterov's
+momentum at 1.6, a tenth of it after epochs 30, 70 and 90, warm-up of 5 epochs, decay 1e-4 on kernels, label
+smoothing 0.1; masks change every 100 steps until 25,000. `uniform` keeps the first layer dense and out of
+the density, `erk` prunes all. BatchNorm's groups of 128 are our guess. Hardware: 32 TPUv3 cores; not run:
+no accelerator. Expected (cited: the authors' repository), top-1 % and training FLOPs against the dense
+network's (76.8):
 
 density   rigl erk        rigl uniform    erk, times=5   uniform, times=5
 0.2       75.12, 0.42     74.60, 0.23     77.17          76.71
@@ -34,7 +35,7 @@ EPOCH = 1_281_167 // 4096  # steps
 def get_config(
     method: str = "rigl",
     density: float = 0.2,
-    allocation: str = "erk",
+    allocation: str = "",
     times: int = 1,
     smoothing: float = 0.1,
     smoke: bool = False,

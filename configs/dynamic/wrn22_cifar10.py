@@ -20,13 +20,13 @@ RESNET32 = pathlib.Path(__file__).with_name("resnet32_cifar10.py")
 def get_config(
     method: str = "rigl", density: float = 0.1, allocation: str = "", epochs: int = 250, smoke: bool = False
 ):
-    given = f"method={method},density={density},allocation={allocation},epochs={epochs},smoke={smoke}"
+    given = (
+        f"method={method},density={density},allocation={allocation},epochs={epochs},stop=0.75,smoke={smoke}"
+    )
     c = load_config(f"{RESNET32}:{given}").unlock()
     c.model = dict(name="wide_resnet", depth=10 if smoke else 22, width=1 if smoke else 2)
     c.optim.nesterov = True
     if not smoke:
         c.optim.milestones = tuple(range(30_000, c.optim.ni, 30_000))
         c.optim.decay_factor = 0.2
-        if method not in ("gradual", "ste", "rpg", "static", "magnitude", "snip", "grasp", "synflow"):
-            c.method.stop = int(0.75 * c.optim.ni)
     return c

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from giung2_ext.core import trees
-from giung2_ext.core.errors import unknown
+from giung2_ext.core.errors import Refusal, unknown
 
 Tree = Any
 
@@ -32,6 +32,10 @@ def dense(params: Tree, prunable: str) -> Tree:
     if prunable not in PRUNABLE:
         raise unknown("rule for prunable leaves", prunable, PRUNABLE)
     rule, first = PRUNABLE[prunable], next((name for name in FIRST if name in params), "")
+    if prunable == "inner" and not first:
+        raise Refusal(
+            f"config.masks.prunable=inner knows the first layer as {', '.join(FIRST)}; none is here"
+        )
 
     def mask(keys: Any, leaf: Any) -> np.ndarray | None:
         path = trees.path_name(keys).split("/")

@@ -60,7 +60,7 @@ def training_flops(
 ) -> list[int] | None:
     """[sparse, dense] of a whole run; None of one whose density changed outside of updates."""
     method = setup.method
-    if method.due is None and method.settled is not None:
+    if method.settled is not None and (method.due is None or method.latent):
         return None
     spans = accounting.spans(config.optim.ni, records.read_moves(folder), kept)
     found = accounting.training(setup.shapes, setup.uses, spans, method.dense_grads)

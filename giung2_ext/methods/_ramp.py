@@ -26,6 +26,8 @@ ALLOCATIONS = ("global", "uniform", "erk")
 class Ramp(NamedTuple):
     due: Callable[[int], bool]
     settled: Callable[[int], bool]
+    targets: Callable[[Tree], Tree]
+    """(starting masks) -> int32 counts of every leaf, or of all together; refuses what cannot be"""
     choose: Callable[..., Tree]
     """(scores, counts of the starting mask, updates done, among) -> masks"""
 
@@ -53,10 +55,15 @@ def make_ramp(
         raise Refusal(f"{name} needs every >= 1 and 0 <= begin <= end, got {every}, {begin} and {end}")
     if pattern != "none":
         kept, of = structure.parse(pattern)
-        if round(density * of, 9) != kept:
+        if abs(density - kept / of) > 1e-3:
             raise Refusal(
                 f"{name} with the structure {pattern} ends at density {kept / of:g}, got {density:g}: "
                 f"set config.method.density={kept / of:g}"
+            )
+        if allocation == "erk":
+            raise Refusal(
+                f"{name} with the structure {pattern} keeps {kept / of:g} of every layer, and "
+                "config.method.allocation=erk does not: use global or uniform"
             )
     steps = update_steps(begin, end, every)
     done = [(step - begin) / (end - begin) if end > begin else 1.0 for step in steps]
@@ -69,19 +76,26 @@ def make_ramp(
             updates == 0, start, jnp.minimum(start, target) + schedules.fraction_of(over, part)
         )
 
+    def targets(masks: Tree) -> Tree:
+        if pattern != "none":
+            kept, of = structure.parse(pattern)
+            structure.check(masks, pattern)
+            counts = trees.map_present(lambda mask: np.int32(mask.size // of * kept), masks)
+            return sum(trees.present(counts)) if allocation == "global" else counts
+        if allocation == "global":
+            return allocate.keep_count(density, masking.size(masks), "density")
+        return allocate.layer_counts(masks, density, allocation)
+
     def choose(scores: Tree, start: Tree, updates: Array, among: Tree) -> Tree:
         """`among` is a tree of masks, all True where every weight may come back."""
         if pattern != "none":
-            structure.check(among, pattern)
             low = lambda mask, score: jnp.where(mask, score, -jnp.inf)  # noqa: E731
             scores = structure.protect(trees.map_present(low, among, scores), pattern)
         if allocation == "global":
-            target = allocate.keep_count(density, masking.size(among), "density")
             total = sum(trees.present(start), jnp.int32(0))
-            return select.top_k(scores, budget(total, target, updates), among)
-        targets = allocate.layer_counts(among, density, allocation)
-        counts = jax.tree.map(lambda own, target: budget(own, target, updates), start, targets)
+            return select.top_k(scores, budget(total, targets(among), updates), among)
+        counts = jax.tree.map(lambda own, target: budget(own, target, updates), start, targets(among))
         return select.top_k_each(scores, counts, among)
 
     within = frozenset(steps)
-    return Ramp(within.__contains__, lambda consumed: consumed > end, choose)
+    return Ramp(within.__contains__, lambda consumed: consumed > end, targets, choose)

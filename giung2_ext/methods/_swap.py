@@ -4,7 +4,8 @@ Evci et al. 2020, https://arxiv.org/abs/1911.11134. Every `every` steps from `be
 leaf drops floor(kept * fraction(step)) weights, the fraction falling from `drop` to 0 at `stop` as `decay`
 says, and grows as many of the highest score among those not kept; a weight dropped and grown at once keeps
 its value. Deviations: ties go to the lowest index instead of noise of 1e-5, the fraction is rounded up to
-2^-31, so that counts are exact integers, and the cosine starts at `begin`.
+2^-31, so that counts are exact integers, the cosine starts at `begin`, and
+`stop` itself has no update.
 """
 
 from collections.abc import Callable

@@ -41,6 +41,7 @@ def build(
     ramp = _ramp.make_ramp("gradual", density, schedule, begin, end, every, allocation, structure)
 
     def init(key: Array, params: Tree, masks: Tree) -> tuple[Tree, GradualState]:
+        ramp.targets(masks)  # refused here, not at the first update
         return masking.apply(masks, params), GradualState(masks, masking.counts(masks), jnp.int32(0))
 
     def scores_of(trainable: Tree, masks: Tree, dense_grads: Tree, key: Array) -> Tree:

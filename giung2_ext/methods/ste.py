@@ -2,7 +2,8 @@
 
 Bengio et al. 2013 (https://arxiv.org/abs/1308.3432) for the estimator; as a pruner Jayakumar et al. 2021
 and Lee et al. 2023 (https://arxiv.org/abs/2304.14082). The mask is chosen anew from |w| at every step, so
-weights return; what the starting mask prunes starts at 0. Counts, allocation and n:m structure (Zhou et al.
+weights return; what the starting mask prunes starts at 0. With `end` 0 the first step still
+sees the starting mask. Counts, allocation and n:m structure (Zhou et al.
 2021, https://arxiv.org/abs/2102.04010, without their decay) are `_ramp`'s.
 """
 
@@ -38,6 +39,7 @@ def build(
     ramp = _ramp.make_ramp("ste", density, schedule, begin, end, every, allocation, structure)
 
     def init(key: Array, params: Tree, masks: Tree) -> tuple[Tree, SteState]:
+        ramp.targets(masks)  # refused here, not at the first update
         return masking.apply(masks, params), SteState(masking.counts(masks), jnp.int32(0))
 
     def masks_of(trainable: Tree, state: SteState) -> Tree:

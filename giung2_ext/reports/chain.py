@@ -45,6 +45,11 @@ class Point(NamedTuple):
         return 100 * self.result["scores"][when][split]["accuracy"]
 
 
+def is_chain(folder: epath.Path) -> bool:
+    """Whether there are cycles below, one trial's or several."""
+    return any(any(base.glob("[0-9][0-9][0-9]")) for base in paths.trial_bases(folder).values())
+
+
 def read_chain(folder: epath.Path) -> list[Point]:
     """Every finished cycle below a chain's folder, with one trial or several."""
     points = []

@@ -134,7 +134,8 @@ def notes(history: History, result: Mapping[str, Any], against: str | None) -> l
     lines = [
         f"Density: kept / {history.size:,} prunable weights; {result['parameters']:,} parameters in all.",
         f"Moved: the part of the mask after an update that the one before did not keep; {updates:,} "
-        "updates. Ever kept: by any mask so far, of all weights of the layer.",
+        "updates. Ever kept: by any mask so far, of all weights of the layer. Layers and ranks: of "
+        f"{paths.LAST}.",
         f"Test accuracy {100 * best['test']['accuracy']:.2f}% of the ticket of step "
         f"{result['best_step']:,}, chosen by {result['selected_by']} on {split} among those of "
         "the final density.",

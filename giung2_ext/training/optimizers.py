@@ -5,7 +5,7 @@ coupled (added to the gradient), as in the original ImageNet suite, but for thos
 definition (`DECOUPLED`). RULES act on every weight by itself and their slots start at 0 (adagrad's and
 yogi's too, unlike in optax): a pruned weight, whose gradient and slots are 0, stays exactly 0, and one that
 grows starts afresh. The others are REFUSED, with the reason. `momentum` is that of sgd, rmsprop and signum,
-adadelta's rho, and beta 1 of the others; adagrad, sign_sgd and optimistic_gradient_descent have none.
+adadelta's rho, and beta 1 of the others; adagrad and sign_sgd have none.
 """
 
 from collections.abc import Callable
@@ -26,10 +26,6 @@ def _sgd(momentum: float, nesterov: bool = False) -> optax.GradientTransformatio
     return optax.trace(momentum, nesterov) if momentum else optax.identity()
 
 
-def _optimistic_adam(b1: float) -> optax.GradientTransformation:
-    return optax.chain(optax.scale_by_adam(b1, nesterov=True), optax.scale_by_optimistic_gradient(1.0, 1.0))
-
-
 RULES: dict[str, Rule] = {
     "adabelief": lambda b1: optax.scale_by_belief(b1, eps_root=0.0),  # which would enter its slot
     "adadelta": lambda rho: optax.scale_by_adadelta(rho),
@@ -45,8 +41,6 @@ RULES: dict[str, Rule] = {
     "lion": lambda b1: optax.scale_by_lion(b1),
     "nadam": lambda b1: optax.scale_by_adam(b1, nesterov=True),
     "nadamw": lambda b1: optax.scale_by_adam(b1, nesterov=True),
-    "optimistic_adam_v2": _optimistic_adam,
-    "optimistic_gradient_descent": lambda _: optax.scale_by_optimistic_gradient(1.0, 1.0),
     "radam": lambda b1: optax.scale_by_radam(b1),
     "rmsprop": lambda momentum: optax.chain(optax.scale_by_rms(), _sgd(momentum)),
     "sgd": _sgd,
@@ -72,7 +66,10 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(("mechanize", "schedule_free"), "it wraps another optimizer"),
     "acprop": "it divides by a slot before it fills it, which is 0 where a weight has just grown",
-    "optimistic_adam": "optax has deprecated it for optimistic_adam_v2",
+    **dict.fromkeys(
+        ("optimistic_adam", "optimistic_adam_v2", "optimistic_gradient_descent"),
+        "its state does not begin with zeros alone, to which methods set it back",
+    ),
     "rprop": "its step sizes do not start at 0",
     "sam": "it takes steps of its own between gradients",
     "sophia": "it needs second derivatives",

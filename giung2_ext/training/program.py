@@ -35,7 +35,7 @@ class Program(NamedTuple):
     chunk: Callable[[State, Tree, int], tuple[State, Metrics]]
     """(state, data, length): `length` ordinary steps; donates the state. `data` is a split that lies on the
     devices, or what gives the placed batch of a step (`data.reader.Reader`)"""
-    update: Callable[[State, Tree], tuple[State, Metrics, Moves]]
+    update: Callable[[State, Tree], tuple[State, Metrics, Moves | None]]
     """One mask-update step; donates the state"""
     observe: Callable[[State], tuple[Tree, Tree, Tree]]
     """What a ticket holds: the weights that the network sees (of the moving average, if there is
@@ -99,7 +99,7 @@ def make_program(
         members, metrics = chunk(state.replace(step=None), at, data, length)
         return members.replace(step=np.int32(at + length)), metrics
 
-    def run_update(state: State, data: Tree) -> tuple[State, Metrics, Moves]:
+    def run_update(state: State, data: Tree) -> tuple[State, Metrics, Moves | None]:
         at = int(state.step)
         members, (metrics, moves) = update(state.replace(step=None), at, data)
         return members.replace(step=np.int32(at + 1)), metrics, moves

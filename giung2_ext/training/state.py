@@ -58,7 +58,7 @@ def make_state(
     averaged: bool = False,
 ) -> State:
     trainable, method_state = method.init(jax.random.fold_in(key, METHOD), params, masks)
-    changes = method.due is not None
+    changes = method.due is not None and not method.latent
     return State(
         jnp.int32(0),
         key,

@@ -269,7 +269,9 @@ def make_step(
             new = new.replace(average=jax.tree.map(mix, state.average, part))
         return settle(due, state, new, finite, sums)
 
-    def update(state: State, batch: Batch) -> tuple[State, Metrics, Moves]:
+    def update(state: State, batch: Batch) -> tuple[State, Metrics, Moves | None]:
+        if method.latent:  # its mask moves between updates too
+            return *run(True, state, batch), None
         before = method.masks(state.trainable, state.method)
         state, metrics = run(True, state, batch)
         after = method.masks(state.trainable, state.method)

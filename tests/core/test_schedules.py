@@ -62,3 +62,9 @@ def test_stairs_rise_and_then_fall_at_every_milestone():
     expected = [0, 0.8, 1.6, 1.6, 0.16, 0.16, 0.016, 0.016, 0.0016, 0.0016]
     assert np.allclose(list(at.values()), expected, rtol=1e-6)
     assert float(schedules.warmup_stairs(0.1, 10, 0.0, (), 0.5)(jnp.int32(0))) == np.float32(0.1)
+
+
+def test_stairs_are_float64_rounded_once_wherever_they_are_computed():
+    rate = jax.jit(schedules.warmup_stairs(0.3, 1000, 0.05, (300, 100, 300), 0.2))
+    found = [np.float32(rate(jnp.int32(step))) for step in (50, 99, 100, 299, 300, 999)]
+    assert found == [np.float32(0.3 * 0.2**passed) for passed in (0, 0, 1, 1, 3, 3)]

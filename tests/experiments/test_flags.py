@@ -1,5 +1,7 @@
 import re
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from fakes import REPOSITORY
 
@@ -9,7 +11,9 @@ import giung2_ext.models
 from giung2_ext.core import discovery
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import flags
-from giung2_ext.experiments.config import default_config, load_config
+from giung2_ext.experiments.bounds import check_config
+from giung2_ext.experiments.config import default_config, load_config, recipe, with_defaults
+from giung2_ext.experiments.setup import rate_of
 
 DIGITS = str(REPOSITORY / "configs/imp/digits.py")
 IMAGENET = str(REPOSITORY / "configs/imagenet2012.py")
@@ -94,6 +98,50 @@ REFUSED = {
 def test_bad_input_is_refused_with_what_was_meant(argument):
     with pytest.raises(Refusal, match=re.escape(REFUSED[argument])):
         parse(argument)
+
+
+OPTIM = {
+    "--config.optim.milestones=9 --constant_lr=true": "--constant_lr and config.optim.milestones both say",
+    "--config.optim.milestones=0,3": "config.optim.milestones are steps, from 1; got (0, 3)",
+    "--config.optim.milestones=ten": "config.optim.milestones are steps, from 1; got ('ten',)",
+    "--config.optim.decay_factor=1.5": "config.optim.decay_factor must be in (0, 1], got 1.5",
+    "--config.optim.decay_on=kernel": "decay_on 'kernel'; known: all, kernels; did you mean 'kernels'?",
+    "--config.optim.name=lars": "optimizer 'lars' is not for sparse training: it scales by the norm",
+    "--config.optim.name=sdg": "did you mean 'sgd'?",
+    "--config.optim.nesterov=true --config.optim.name=adam": "config.optim.nesterov is for sgd, got adam",
+    "--config.optim.nesterov=true --optim_momentum=0": "config.optim.nesterov needs a momentum",
+}
+
+
+@pytest.mark.parametrize("words", OPTIM)
+def test_what_no_optimizer_or_rate_can_do_is_refused(words):
+    with pytest.raises(Refusal, match=re.escape(OPTIM[words])):
+        check_config(parse(*words.split(), config=IMAGENET))
+
+
+RATES = {  # at steps 0, 1, 2, 10, 11, 15
+    "--constant_lr=true": [0.5] * 6,
+    "": [0, 0.25, 0.5, (1 + np.cos(np.pi * 8 / 18)) / 4, 0.25, (1 + np.cos(np.pi * 13 / 18)) / 4],
+    "--config.optim.milestones=10,15": [0, 0.25, 0.5, 0.05, 0.05, 0.005],
+    "--config.optim.milestones=15 --config.optim.decay_factor=0.5": [0, 0.25, 0.5, 0.5, 0.5, 0.25],
+    "--config.optim.milestones=10 --config.optim.warmup=0": [0.5, 0.5, 0.5, 0.05, 0.05, 0.05],
+}
+
+
+@pytest.mark.parametrize("words", RATES)
+def test_the_rate_is_a_cosine_or_falls_at_milestones_or_is_constant(words):
+    config = parse("--optim_ni=20", "--optim_lr=0.5", *words.split(), config=IMAGENET)
+    check_config(config)
+    found = [float(rate_of(config)(jnp.int32(step))) for step in (0, 1, 2, 10, 11, 15)]
+    assert np.allclose(found, RATES[words], rtol=1e-6)
+
+
+def test_a_recipe_recorded_before_these_fields_were_there_is_the_same():
+    config = parse("--seed=1", "--config.precision=float32")
+    recorded = recipe(config)
+    for field in ("nesterov", "decay_on", "milestones", "decay_factor"):
+        del recorded["optim"][field]
+    assert with_defaults(recorded) == recipe(config)
 
 
 @pytest.mark.parametrize("words", [("--constant_lr", "true"), ("--optim_ni", "3", "4"), ("--seed=1", "x")])

@@ -13,6 +13,7 @@ from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import imp, lottery, single
 from giung2_ext.experiments import setup as setups
+from giung2_ext.experiments.bounds import check_config
 from giung2_ext.experiments.config import recipe
 from giung2_ext.storage import records
 from giung2_ext.storage.tickets import read_ticket
@@ -238,6 +239,16 @@ def test_what_makes_no_experiment_is_refused_before_anything_trains(flag, messag
     with pytest.raises(Refusal, match=message):
         chain(tmp_path / "c", *QUICK, flag)
     assert not (tmp_path / "c").exists()
+
+
+def test_a_rate_that_falls_in_steps_is_the_cycles_alone(config_of, tmp_path):
+    flags = ("--constant_lr=false", "--config.optim.milestones=6,9", "--config.chain.arms=finetune")
+    config = config_of(*QUICK, *flags)
+    trial, finetune = lottery.plan_chains(config, epath.Path(tmp_path))
+    for run in (lottery.point_run(config, trial), lottery.cycle_run(config, finetune, 1)):
+        check_config(run.config)
+        assert (run.config.optim.constant_lr, run.config.optim.milestones) == (True, ())
+    assert lottery.cycle_run(config, trial, 1).config.optim.milestones == (6, 9)
 
 
 def test_arms_that_need_a_number_ask_for_it(chain, tmp_path):

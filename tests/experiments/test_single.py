@@ -33,6 +33,7 @@ CYCLES = ("--config.method.name=cycles", "--config.method.every=8", "--config.me
           "--config.method.by=scores", "--config.method.binarise=true")  # fmt: skip
 RPG = ("--config.method.name=rpg", "--config.method.every=3", "--config.method.ramp=0.5",
        "--config.method.stop=0.9")  # fmt: skip
+SNFS = ("--config.method.name=snfs", *RIGL[1:])
 STE = ("--config.method.name=ste", "--config.method.end=15", "--config.method.every=4")
 STATES = ("--save_every=5",)
 WHERE = default_config().placement
@@ -45,8 +46,8 @@ def stop_at(monkeypatch, step):
 @pytest.mark.parametrize("saves", [STATES, ()], ids=["from a state", "from the start"])
 @pytest.mark.parametrize(
     "method",
-    [(), RIGL, SEARCH, CYCLES, RPG, STE],
-    ids=["ticket", "rigl", "multiprize", "cycles", "rpg", "ste"],
+    [(), RIGL, SEARCH, CYCLES, RPG, SNFS],
+    ids=["ticket", "rigl", "multiprize", "cycles", "rpg", "snfs"],
 )
 def test_resumed_is_uninterrupted_bit_for_bit(method, saves, train, tmp_path, monkeypatch, capsys):
     calm = train(tmp_path / "calm", *RUN, *method)
@@ -62,8 +63,20 @@ def test_resumed_is_uninterrupted_bit_for_bit(method, saves, train, tmp_path, mo
     for name in ("metrics.jsonl", "masks.jsonl"):
         rows = [path.read_text() for run in ("calm", "cut") if (path := tmp_path / run / name).exists()]
         assert rows == rows[::-1]
-        assert len(rows) == (2 if name == "metrics.jsonl" or method in (RIGL, CYCLES, RPG, STE) else 0)
+        assert len(rows) == (2 if name == "metrics.jsonl" or method in (RIGL, CYCLES, RPG, SNFS) else 0)
     assert not (tmp_path / "cut/states").exists()
+
+
+def test_the_flops_of_training_are_those_of_every_step_under_its_mask(train, tmp_path):
+    result = train(tmp_path / "run", *RUN, *RIGL)
+    dense, sparse = result["flops"]["all"], result["flops"]["all_kept"]
+    exact, grown = 3 * sparse, 2 * sparse + dense  # due are steps 0, 4, 8, 12 and 16 of 30
+    assert result["training_flops"] == [60 * (25 * exact + 5 * grown), 60 * 30 * 3 * dense]
+    rows = [json.loads(line) for line in (tmp_path / "run/masks.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 5, 9, 13, 17]
+    assert all(sum(kept for kept, *_ in row["layers"].values()) == 5020 for row in rows)
+    assert train(tmp_path / "ste", *RUN, *STE)["training_flops"] is None  # between updates too
+    assert not (tmp_path / "ste/masks.jsonl").exists()
 
 
 def test_a_finished_run_is_left_alone_and_another_recipe_refused(train, tmp_path, capsys):

@@ -134,7 +134,7 @@ def test_a_straight_through_mask_is_of_the_largest_and_what_it_hides_trains_on()
     assert all((leaf == 1).all() for leaf in jax.tree.leaves(pull(ones)[0]))  # pruned places included
 
 
-@pytest.mark.parametrize(("pattern", "density"), [("2:4", 0.5), ("1:4", 0.25)])
+@pytest.mark.parametrize(("pattern", "density"), [("2:4", 0.5), ("3:4", 0.75)])
 @pytest.mark.parametrize(
     "make",
     [
@@ -161,6 +161,7 @@ def test_what_cannot_be_is_refused():
         (dict(schedule="cubik"), "did you mean 'cubic'"),
         (dict(allocation="erc"), "did you mean 'erk'"),
         (dict(criterion="magnitud"), "did you mean 'magnitude'"),
+        (dict(structure="2:4", density=0.5, allocation="erk"), "keeps 0.5 of every layer"),
         (dict(begin=5, end=4), "0 <= begin <= end"),
         (dict(density=0.0), r"in \(0, 1\]"),
     ):
@@ -172,3 +173,12 @@ def test_the_last_update_is_at_the_end_whatever_the_interval():
     assert _ramp.update_steps(10_000, 25_000, 1_000)[-2:] == [24_000, 25_000]
     assert _ramp.update_steps(0, 10, 4) == [4, 8, 10]
     assert _ramp.update_steps(7, 7, 3) == [7]  # at once
+
+
+def test_a_pattern_is_counted_in_whole_weights_and_needs_layers_that_divide():
+    masks = {"a": {"kernel": np.ones((12, 5), bool)}, "b": {"kernel": np.ones((9, 7), bool)}}
+    ramp = _ramp.make_ramp("gradual", 0.333, "cubic", 0, 9, 3, "global", "1:3")
+    assert ramp.targets(masks) == 20 + 21  # a third in floats would lose one
+    method = make_method("ste", density=0.5, end=9, structure="2:4")
+    with pytest.raises(Refusal, match="b/kernel"):
+        method.init(None, jax.tree.map(np.float32, masks), masks)
