@@ -26,8 +26,8 @@ def main():
     folder = epath.Path(folders[0])
     if mask_history.has_history(folder) and not chain.is_chain(folder):
         mask_history.write_report(folders[0], against)
-    elif against:
-        raise Refusal(f"--against is for a run whose mask changed; {folders[0]} has no masks.jsonl")
+    elif against or (not chain.is_chain(folder) and (folder / "result.json").exists()):
+        raise Refusal(f"{folder} is a run whose mask was not changed by updates: it has no masks.jsonl")
     else:
         chain.write_report(folders[0])
 

@@ -43,7 +43,8 @@ def test_only_leaves_called_kernel_are_prunable(rule):
     assert prunable(rule)
     assert {name.split("/")[-1] for name in prunable(rule)} == {"kernel"}
     for name in ("scale", "bias", "embedding", "kernels", "weight"):  # whatever the shape
-        assert not prunable(rule, {"Block_0": {name: jnp.ones((3, 3, 2, 4))}}), name
+        layer = {name: jnp.ones((3, 3, 2, 4))}
+        assert not prunable(rule, {"Block_0": layer, "cls": layer}), name
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -90,6 +91,10 @@ def test_inner_of_a_network_of_one_layer_is_nothing():
         "Dense_0": {"kernel": jnp.ones((2, 2))},
     }
     assert prunable("inner", nested) == {"Block_0/Conv_0/kernel"}
+    with pytest.raises(
+        Refusal, match="inner knows the first layer as patches, Conv_0, Dense_0, cls; none is"
+    ):
+        prunable("inner", {"stem": {"kernel": jnp.ones((3, 3, 3, 4))}})
 
 
 def test_conv_is_every_kernel_of_four_axes():

@@ -19,11 +19,11 @@ from giung2_ext.training import step as steps
 
 CHOSEN = choosing.CRITERIA[1:]
 DIGITS = f"--config={REPOSITORY / 'configs/imp/digits.py'}:smoke"
-SHORT = (DIGITS, "--seed=3", "--config.evaluation.every=1")
+SHORT = (DIGITS, "--seed=3", "--config.evaluation.every=1", "--config.model.hidden=100,")
 AUGMENTED = ("--config.feed.augment=crop", "--config.feed.mixup=0.3", "--optim_label_smoothing=0.1")
 NORMALISED = ("--data_name=arrays", "--config.data.num_classes=3", "--config.data.holdout=20",
-              "--config.model.name=convnet", "--config.model.widths=4,8", "--batch_size=20",
-              "--config.model.group_size=5", "--config.masks.prunable=inner")  # fmt: skip
+              "--config.model.name=convnet", "--config.model.widths=16,", "--batch_size=20",
+              "--config.model.group_size=5", "--config.masks.prunable=kernels")  # fmt: skip
 
 
 def settled(config):
@@ -70,12 +70,16 @@ def one_of_digits(begin):
 
 @pytest.fixture
 def digits(one_of_digits):
-    """LeNet-300-100; what a test changes of it is gone after it."""
+    """LeNet of one hidden layer; what a test changes of it is gone after it."""
     return copy.copy(one_of_digits)
 
 
 def shares(masks):
     return np.array([np.mean(mask) for mask in trees.present(masks)])
+
+
+def in_groups_of_four(mask):
+    return mask.reshape(mask.shape[0] // 4, 4, mask.shape[1]).sum(1)
 
 
 def highest(scores, density):
@@ -162,9 +166,9 @@ def test_devices_leave_the_mask_what_it_is(digits, begin):
     assert masking.overlap(*found) > 0.99
 
 
-def test_micro_batches_leave_the_mask_what_it_is(begin, image_arrays):
-    flags = (*NORMALISED, f"--data_root={image_arrays}")
-    whole, cut = begin(*flags), begin(*flags, "--grad_accum=2")
+def test_micro_batches_leave_the_mask_what_it_is(config_of, image_arrays):
+    flags = (DIGITS, "--seed=3", "--mesh=data:1", *NORMALISED, f"--data_root={image_arrays}")
+    whole, cut = (Beginning(config_of(*flags, f"--grad_accum={parts}")) for parts in (1, 2))
     assert (whole.setup.micro_batches, cut.setup.micro_batches) == (1, 2)
     assert masking.overlap(*(ours.choose("grasp", density=0.3) for ours in (whole, cut))) > 0.97
 
@@ -193,8 +197,8 @@ def test_members_of_a_population_choose_what_they_choose_alone_and_compile_nothi
 
 
 def test_synflow_empties_no_layer_where_snip_does(digits):
-    assert shares(digits.choose("snip", density=0.0005)).min() == 0
-    assert shares(digits.choose("synflow", density=0.0005)).min() > 0
+    assert shares(digits.choose("snip", density=0.0003)).min() == 0
+    assert shares(digits.choose("synflow", density=0.0003)).min() > 0
 
 
 def test_synflow_asks_no_data_and_its_weights_alone(begin, digits):
@@ -213,10 +217,8 @@ def test_two_of_four_goes_with_every_criterion_from_the_command_line_to_the_tick
     flags = (f"--config.masks.criterion={criterion}", "--config.masks.structure=2:4", "--optim_ni=2")
     result = train(tmp_path / "run", *SHORT, *flags)
     ticket = read_ticket(tmp_path / "run/last.ckpt")
-    assert result["kept"] * 2 == result["prunable"] == 50_200
-    for mask in trees.present(ticket.masks):
-        groups = mask.reshape(mask.shape[0] // 4, 4, mask.shape[1])
-        assert (groups.sum(1) == 2).all()
+    assert result["kept"] * 2 == result["prunable"] == 7400
+    assert all((in_groups_of_four(mask) == 2).all() for mask in trees.present(ticket.masks))
     assert ticket.meta["masks"]["structure"] == "2:4"
     assert ticket.meta["masks"]["criterion"] == criterion
 
@@ -238,7 +240,7 @@ def test_a_pattern_is_chosen_among_what_a_checkpoint_has_left_and_refused_where_
     for criterion in CHOSEN:
         found = digits.choose(criterion, among=left, structure="2:4")
         assert bool(masking.nested(found, left))
-        assert (shares(found) == 0.5).all()
+        assert all((in_groups_of_four(mask) == 2).all() for mask in trees.present(found))
     holes = jax.tree.map(lambda m: m & (draw.random(m.shape) < 0.6), digits.dense)
     with pytest.raises(
         Refusal, match=r"2 of every 4 weights where the checkpoint's mask has 0 left, in Dense_0"
@@ -246,12 +248,17 @@ def test_a_pattern_is_chosen_among_what_a_checkpoint_has_left_and_refused_where_
         digits.choose("magnitude", among=holes, structure="2:4")
 
 
-def test_gradient_criteria_rank_the_survivors_of_a_sparse_network(digits):
+def test_gradient_criteria_rank_the_survivors_of_a_sparse_network_whatever_was_pruned(digits):
     left = digits.choose("random", density=0.3)
+    other = copy.copy(digits)
+    other.params = jax.tree.map(
+        lambda m, w: w if m is None else np.where(m, w, 9 * w), left, digits.params, is_leaf=trees.is_none
+    )
     for criterion in ("snip", "grasp", "synflow"):
         found = digits.choose(criterion, among=left, density=0.1)
         assert bool(masking.nested(found, left))
-        assert sum(int(m.sum()) for m in trees.present(found)) == 5020
+        assert sum(int(m.sum()) for m in trees.present(found)) == 740
+        assert masking.digest(other.choose(criterion, among=left, density=0.1)) == masking.digest(found)
         assert masking.overlap(found, digits.choose(criterion, density=0.1)) < 0.5
 
 
@@ -266,9 +273,7 @@ def test_a_network_that_lets_no_gradient_through_is_refused_with_the_remedy(digi
     ):
         digits.config = digits.config.copy_and_resolve_references()
         digits.config.model = config_of(*resnet, *options).model  # what is said goes by the config
-        with pytest.raises(
-            Refusal, match=rf"the {criterion} scores of Dense_0/kernel are all 0.*: {remedy}$"
-        ):
+        with pytest.raises(Refusal, match=rf"the {criterion} scores of [\w/]+ are all 0.*: {remedy}$"):
             digits.choose(criterion, density=0.1)
 
 
@@ -276,4 +281,4 @@ def test_scores_that_overflow_are_refused(digits):
     digits.params = jax.tree.map(lambda w: w * 1e30, digits.params)
     with pytest.raises(Refusal, match=r"the snip scores of Dense_0/kernel are not finite"):
         digits.choose("snip", density=0.1)
-    assert masking.kept(digits.choose("synflow", density=0.1)) == 5020  # in float64
+    assert masking.kept(digits.choose("synflow", density=0.1)) == 740  # in float64
