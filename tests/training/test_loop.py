@@ -25,7 +25,7 @@ class Counter:
 
     def update(self, state, data):
         self.calls.append(("update", state.step, 1))
-        return self.State(state.step + 1), self.metrics(state.step, state.step + 1)
+        return self.State(state.step + 1), self.metrics(state.step, state.step + 1), None
 
 
 def run(program, total=25, start=0, due=None, hooks=(), log_every=100, on_metrics=lambda *a: None):

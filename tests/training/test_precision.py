@@ -87,7 +87,7 @@ def test_the_loss_falls_and_everything_that_is_stored_is_float32(precision, mode
     state, losses = it.state, []
     for _ in range(30):
         due = it.method.due is not None and it.method.due(int(state.step))
-        state, metrics = (it.update if due else it.step)(state, make_batch())
+        state, metrics, *_ = (it.update if due else it.step)(state, make_batch())
         assert int(metrics.bad_step) == -1
         losses.append(float(metrics.loss / metrics.seen))
     assert np.mean(losses[-5:]) < 0.95 * losses[0]
@@ -268,13 +268,13 @@ def recording():
 def test_an_update_that_overflows_is_the_one_of_a_smaller_scale_on_the_same_batch(method):
     it, at = (bench("rigl"), 3) if method == "rigl" else (recording(), 2)
     *_, before = it.run(at)
-    after, metrics = it.update(scaled(before, HUGE, good=1500), make_batch(at))
+    after, metrics, _ = it.update(scaled(before, HUGE, good=1500), make_batch(at))
     scale = float(after.loss_scale.scale)
     assert 2.0**8 < scale < HUGE
     assert int(after.loss_scale.good) == 1
     assert numbers(metrics)["skipped"] == 0
     assert numbers(metrics)["seen"] == 24
-    there, same = it.update(scaled(before, scale), make_batch(at))
+    there, same, _ = it.update(scaled(before, scale), make_batch(at))
     assert bits(after) == bits(there)
     assert numbers(metrics) == numbers(same)
     higher, lower = (it.update(scaled(before, s), make_batch(at))[0] for s in (2 * scale, 2.0**8))
@@ -303,7 +303,7 @@ def test_rate_and_update_get_the_step_number_skipped_steps_counted():
     bias = lambda s: s.trainable["cls"]["bias"]  # noqa: E731
     np.testing.assert_allclose(bias(after) - bias(state), 2 * (bias(earlier) - bias(state)), atol=1e-6)
     assert np.abs(bias(after) - bias(state)).max() > 1e-3
-    updated, _ = it.update(reached, make_batch())
+    updated, *_ = it.update(reached, make_batch())
     assert int(updated.method[1]["step"]) == 2
 
 

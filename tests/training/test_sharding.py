@@ -61,7 +61,7 @@ class Run:
 
     def _placed(self, step):
         def placed(state, batch):
-            state, metrics = step(state, self.layout.rows(batch))
+            state, metrics, *_ = step(state, self.layout.rows(batch))
             return self.layout.owned(state), self.layout.whole(metrics)
 
         return placed
