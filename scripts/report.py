@@ -19,8 +19,13 @@ from giung2_ext.reports import chain, mask_history
 
 def main():
     folders = [word for word in sys.argv[1:] if not word.startswith("--")]
-    if "--help" in sys.argv or len(folders) != 1:
-        raise Refusal(__doc__.strip())
+    if "--help" in sys.argv:
+        print(__doc__.strip())
+        return
+    if len(folders) != 1:
+        raise Refusal(
+            "usage: python scripts/report.py DIR [--against=TICKET], DIR a folder of imp.py or train.py"
+        )
     flags = [word for word in sys.argv[1:] if word.startswith("--")]
     against = parse_own(flags, {"against": None})["against"]
     folder = epath.Path(folders[0])

@@ -41,7 +41,7 @@ def test_a_benchmark_ends_with_one_object_of_ratios(name):
 
 def test_bad_words_are_one_clear_line():
     assert benchmark("selekt").stderr.startswith(
-        "error: unknown benchmark 'selekt'; known: evaluate, input, mask_overhead"
+        "error: unknown benchmark 'selekt'; known: dynamic, evaluate, input, mask_overhead"
     )
     assert "unknown flag --jason" in benchmark("select", "--jason").stderr
     assert "usage: python scripts/benchmark.py NAME" in benchmark().stderr
