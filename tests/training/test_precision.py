@@ -37,8 +37,15 @@ HOW = dict(optimizer=("sgd", 0.9), rate=0.1, masks=scattered)
 cached_bench = functools.cache(functools.partial(make_bench, average=DECAY, **HOW))
 
 
+@functools.cache
+def grouped_rpg():
+    return make_method("rpg", density=0.1, every=3, ni=14, ramp=0.7, stop=0.95, group=8)
+
+
 def bench(method="ticket", model="convnet", precision="float16"):
     """Compiled once for all tests: no program depends on what its state holds."""
+    if method == "rpg":
+        return cached_bench(grouped_rpg(), model=model, precision=precision, groups=3)
     return cached_bench(method, model=model, precision=precision)
 
 
@@ -140,7 +147,7 @@ def test_a_step_does_not_depend_on_the_scale(model):
 # --- an overflow -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "snfs", "rpg"])
 def test_an_overflow_moves_nothing_but_the_step_and_the_scale(method):
     it = bench(method)
     *_, before = it.run(2)
@@ -264,9 +271,10 @@ def recording():
     return make_bench(recorder(), precision="float16", **how)
 
 
-@pytest.mark.parametrize("method", ["rigl", "recorder"])
+@pytest.mark.parametrize("method", ["rigl", "snfs", "rpg", "recorder"])
 def test_an_update_that_overflows_is_the_one_of_a_smaller_scale_on_the_same_batch(method):
-    it, at = (bench("rigl"), 3) if method == "rigl" else (recording(), 2)
+    it = recording() if method == "recorder" else bench(method)
+    at = {"recorder": 2, "rpg": 5}.get(method, 3)
     *_, before = it.run(at)
     after, metrics, _ = it.update(scaled(before, HUGE, good=1500), make_batch(at))
     scale = float(after.loss_scale.scale)
@@ -281,7 +289,7 @@ def test_an_update_that_overflows_is_the_one_of_a_smaller_scale_on_the_same_batc
     assert bits(higher.method) == bits(after.method)  # it was the largest scale that goes through
     assert float(higher.loss_scale.scale) == scale
     assert bits(it.masks_of(after)) == bits(it.masks_of(lower))
-    if method == "rigl":
+    if method != "recorder":
         assert moved(it.masks_of(before), it.masks_of(after))
         assert int(after.method.updates) == int(before.method.updates) + 1
     else:

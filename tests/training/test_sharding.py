@@ -163,6 +163,23 @@ def test_from_the_same_gradients_an_update_takes_the_same_masks_on_one_device_an
     assert any((a != b).any() for a, b in zip(kernels(found[0][1]), kernels(masks), strict=True))
 
 
+def test_the_rank_loss_pulls_at_cut_weights_as_at_whole_ones():
+    method = make_method("rpg")
+    draw = np.random.default_rng(0)
+    shapes = {"a": (3, 3, 16, 40), "b": (3, 3, 16, 40), "c": (200, 48), "cls": (48, 8)}
+    params = {n: {"kernel": draw.normal(size=s).astype(np.float32)} for n, s in shapes.items()}
+    trainable, state = jax.device_get(method.init(None, params, masking.dense(params, "kernels")))
+    found = []
+    for mesh in ("data:1", "data:8", "fsdp:8", "data:4,fsdp:2"):
+        layout = Layout(read_mesh(mesh, 8))
+        gradient = jax.jit(jax.value_and_grad(method.penalty))(*layout.put_owned((trainable, state)))
+        found.append(jax.device_get(gradient))
+    assert all(np.any(found[0][1][name]["kernel"]) for name in "abc")
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)  # noqa: E731
+    for other in found[1:]:
+        jax.tree.map(close, found[0], other)
+
+
 def test_a_replicated_step_with_local_groups_has_two_all_reduces_and_nothing_else():
     """One for the float32 sums (gradients, statistics, loss), one for the counts."""
     run = Run("data:8")
