@@ -185,9 +185,9 @@ def usage(
     doc: str, extra: dict[str, str | None], default_config: str, arguments: list[str], table: dict[str, str]
 ) -> str:
     """What --help prints: the script's own flags, the config file's, every field and what else sets it."""
-    given = [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
-    name, _, chosen = (given or [default_config])[0].partition(":")
-    file = reading.open_file(name)
+    words = split([word for word in arguments if word != "--help"])
+    text = _value("config", words.pop("config"), False) if "config" in words else default_config
+    config, file = _load(text, words)
     short = {field: f"--{flag}" for flag, field in table.items()}
     lines = [doc.strip(), "", "  --config=FILE[:ARG,…]  (default: configs/imagenet2012.py)"]
     lines += [f"  --{name}={default or '…'}" for name, default in extra.items()]
@@ -196,7 +196,7 @@ def usage(
         f"the arguments of {file.path}, written FILE:NAME=VALUE,… or --NAME=VALUE: {file.listed()}",
     ]
     lines += ["", "every field of the config, as this file has it:"]
-    for field, value in fields(complete(file.make(file.read(chosen)))).items():
+    for field, value in fields(complete(config)).items():
         lines.append(f"  {f'--config.{field}={value}':<44} {short.get(field, '')}".rstrip())
     lines += [
         "",

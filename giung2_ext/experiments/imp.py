@@ -178,7 +178,7 @@ def run_chain(config: Config, save: str) -> epath.Path:
     for p in planned:
         check_config(p.run.config)
         check_start(p.run.config)
-    setups.check_placement(config, together)
+    setups.check_setup(config, together)
     story = Story(config, folder, planned, together)
     story.progress.line(describe(config, chains, together, folder))
     with contextlib.ExitStack() as open_until_done:

@@ -129,8 +129,9 @@ def make_population(config: Config, members: int, together: bool, convolutions: 
     return Population(members, where.population, read_mesh(where.mesh or None, config.feed.batch_size))
 
 
-def check_placement(config: Config, together: bool = False) -> None:
-    """Refuses a mesh or a cut that cannot be, before a folder is touched."""
+def check_setup(config: Config, together: bool = False) -> None:
+    """Refuses a method, a mesh or a cut that cannot be, before a folder is touched."""
+    check_groups(config, build_method(config))
     devices = make_population(config, 1, together).layout.devices
     if config.placement.grad_accum != "auto":
         check_cut(config, devices)

@@ -26,7 +26,7 @@ from giung2_ext.experiments.recover import recover
 from giung2_ext.experiments.setup import (
     Setup,
     Setups,
-    check_placement,
+    check_setup,
     describe_devices,
     mixed_precision,
 )
@@ -256,7 +256,7 @@ def train_one(config: Config, save: str) -> dict[str, Any]:
     check_job(folder, config)
     run = Run(folder, settled(folder, config))
     check_config(run.config)
-    check_placement(run.config)
+    check_setup(run.config)
     [result] = results_of([run])
     progress = Progress(config.optim.ni, patience=0.0)
     datasets = datasets_of(config, progress.line)  # what is missing is told before the run
@@ -264,7 +264,7 @@ def train_one(config: Config, save: str) -> dict[str, Any]:
         progress.line(f"{folder}: already finished, nothing to do")
     else:
         progress.line(
-            f"{config.method.name} · {config.model.name} on {config.data.name} · "
+            f"{config.method.name}{describe_mask(config)} · {config.model.name} on {config.data.name} · "
             f"{config.optim.ni:,} steps of {config.feed.batch_size} · seed {run.config.seed} · "
             f"{run.config.precision} on {describe_devices(config)} → {folder}"
         )
@@ -275,6 +275,15 @@ def train_one(config: Config, save: str) -> dict[str, Any]:
     if judged:
         progress.line(" · ".join(judged))
     return result
+
+
+def describe_mask(config: Config) -> str:
+    """The mask that a criterion gives: ` from random erk masks of density 0.05`."""
+    rule = config.masks
+    if rule.criterion == "none":
+        return ""
+    structure = "" if rule.structure == "none" else f" {rule.structure}"
+    return f" from {rule.criterion} {rule.allocation}{structure} masks of density {rule.density:g}"
 
 
 def check_job(folder: epath.Path, config: Config) -> None:

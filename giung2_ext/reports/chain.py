@@ -63,6 +63,8 @@ def read_chain(folder: epath.Path) -> list[Point]:
                     judged = read_judged(cycle, result["tickets"]["best"])
                     points.append(Point(trial, arm, int(cycle.name), cycle, result, judged))
     if not any(point.arm == "" for point in points):
+        if not folder.exists():
+            raise Refusal(f"there is no folder {folder}")
         raise Refusal(f"no finished cycle (000, 001, …) below {folder}")
     return points
 

@@ -95,6 +95,18 @@ def layer_table(history: History, ticket: tickets.Ticket, against: tickets.Ticke
     return rows
 
 
+def check_denser(history: History, other: tickets.Ticket, name: str | None) -> None:
+    """A magnitude mask takes as many weights from every layer of another ticket as are kept here."""
+    weights = trees.named_leaves(other.params)
+    for layer, own in history.layers.items():
+        kept, there = int(own.kept[-1]), int(np.count_nonzero(weights[layer]))
+        if there < kept:
+            raise Refusal(
+                f"--against={name} has {there:,} weights in {layer}, of which the {kept:,} largest are "
+                "wanted: give a denser ticket, such as a dense network's"
+            )
+
+
 def churn(grown: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Which part of what an update keeps is new."""
     return grown / np.maximum(kept, 1)
@@ -240,6 +252,8 @@ def write_report(folder: epath.Path | str, against: str | None = None) -> epath.
     problem = trees.first_mismatch(own.params, other.params) if other is not None else None
     if problem:
         raise Refusal(f"--against={against} is of another architecture: {problem}")
+    if other is not None:
+        check_denser(history, other, against)
     report = folder / REPORT
     (report / "figures").mkdir(parents=True, exist_ok=True)
     updates = update_table(history)

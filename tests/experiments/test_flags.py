@@ -266,6 +266,14 @@ def test_a_broken_config_file_is_one_line_that_says_where(text, tmp_path):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("words", [[":method=rpg"], ["", "--method=rpg"]])
+def test_help_lists_the_fields_of_the_method_that_the_words_name(words):
+    config = f"--config={REPOSITORY / 'configs/dynamic/digits.py'}{words[0]}"
+    text = flags.usage("", {"save": None}, IMAGENET, ["--help", config, *words[1:]], flags.FLAGS)
+    assert "--config.method.rank_in=grow" in text
+    assert "--config.method.decay" not in text
+
+
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.py")), ids=lambda p: p.stem)
 def test_every_config_says_its_command_and_has_a_smoke_argument(path):
     text = path.read_text()

@@ -18,6 +18,7 @@ from giung2_ext.core import masks as masking
 from giung2_ext.storage.tickets import read_ticket
 
 DIGITS = f"--config={REPOSITORY / 'configs/imp/digits.py'}:smoke"
+DYNAMIC = f"--config={REPOSITORY / 'configs/dynamic/digits.py'}:smoke"
 
 
 def one_line(done, status=2):
@@ -81,7 +82,8 @@ BAD = {
     ("imp", "--save=x", DIGITS, "--optim_nii=3"): "did you mean optim_ni?",
     ("evaluate",): "--ckpt=PATH of a ticket is required",
     ("evaluate", "--ckpt=nowhere"): "no checkpoint at nowhere",
-    ("report", "nowhere"): "no finished cycle",
+    ("report", "nowhere"): "there is no folder nowhere",
+    ("train", "--save=x", DYNAMIC, "--method=rpg", "--config.method.rank_in=all"): "known: grow, loss",
     ("report",): "usage: python scripts/report.py DIR",
 }
 

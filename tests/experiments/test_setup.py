@@ -27,7 +27,7 @@ GROUPED = (
     ),
     *("--config.method.density=0.5", "--config.method.every=1", "--config.method.ramp=0.5"),
     *("--config.method.stop=0.9", "--config.method.rank_weight=0", "--config.method.group=8"),
-    *("--config.masks.criterion=random", "--config.masks.density=0.4"),
+    *("--config.masks.criterion=random", "--config.masks.density=0.4", "--config.model.hidden=24,16"),
 )
 
 

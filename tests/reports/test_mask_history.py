@@ -112,6 +112,18 @@ def test_a_report_has_tables_figures_and_notes_that_say_what_they_are(tmp_path, 
         assert f"figures/{name}.png" in text
 
 
+def test_a_magnitude_mask_of_a_sparser_ticket_is_refused(tmp_path):
+    folder = epath.Path(tmp_path) / "run"
+    rows, *_ = write_run(folder)
+    kept = rows[-1]["layers"]["b/kernel"][0]
+    masks = {n: {"kernel": np.ones(s, bool)} for n, s in SHAPES.items()}
+    masks["b"]["kernel"].ravel()[kept - 1 :] = False
+    params = {n: {"kernel": m["kernel"].astype(np.float32)} for n, m in masks.items()}
+    path, _ = tickets.write_ticket(epath.Path(tmp_path / "sparse"), params, masks, {}, {"seed": 0})
+    with pytest.raises(Refusal, match=f"has {kept - 1} weights in b/kernel, of which the {kept} largest"):
+        mask_history.write_report(folder, str(path))
+
+
 def test_many_layers_are_drawn_as_a_map():
     figure = pytest.importorskip("matplotlib.figure").Figure(layout="constrained")
     rows, *_ = masks_over(8)
