@@ -27,11 +27,25 @@ def left_out(energies: Array, tolerance: float) -> Array:
     return jnp.argmin(jnp.abs(jnp.cumsum(energies) - tolerance)) + 1
 
 
+def _eigh(gram: Array) -> tuple[Array, Array]:
+    energies, vectors = jnp.linalg.eigh(gram)
+    return energies, vectors
+
+
+def _decompose(gram: Array) -> tuple[Array, Array]:
+    """Eigenvalues, ascending, and eigenvectors; on a CPU of one matrix at a time.
+
+    There those of several stacks at once deadlock: each waits in XLA's threads for parts that need them.
+    """
+    one_by_one = jax.custom_batching.sequential_vmap(_eigh)
+    return jax.lax.platform_dependent(gram, cpu=one_by_one, default=_eigh)
+
+
 def residual(matrix: Array, tolerance: float) -> Array:
     """A matrix of norm 1 without its best approximation of the rank that `tolerance` gives."""
     tall = matrix.shape[0] >= matrix.shape[1]
     gram = _product(matrix.T, matrix) if tall else _product(matrix, matrix.T)
-    energies, vectors = jnp.linalg.eigh(gram)
+    energies, vectors = _decompose(gram)
     chosen = jnp.arange(energies.size) < left_out(jnp.maximum(energies, 0), tolerance)
     vectors = jnp.where(chosen, vectors, 0)
     if tall:

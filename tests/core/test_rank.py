@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,3 +92,19 @@ def test_kernels_that_are_zero_count_nowhere_and_the_mean_is_over_the_others():
     assert not grads["c"].any()
     alone = jax.grad(lambda k: rank.kernel_loss(k, 0.2))(kernels["e"])
     assert np.allclose(grads["e"], alone / 3, atol=1e-6)
+
+
+MANY_SHAPES = """
+import jax, jax.numpy as jnp
+from giung2_ext.core import rank
+shapes = {(n, i): (n, 2 * n) for n in range(24, 104, 8) for i in range(3)}
+tree = {str(k): jax.random.normal(jax.random.key(0), s) for k, s in shapes.items()}
+loss = jax.jit(lambda t: rank.adversarial_loss(t, 0.1))
+for _ in range(5):
+    loss(tree).block_until_ready()
+"""
+
+
+def test_stacks_of_many_shapes_do_not_wait_for_each_other_for_ever():
+    """In a process of its own: XLA's threads on a CPU once did."""
+    subprocess.run([sys.executable, "-c", MANY_SHAPES], timeout=120, check=True)
