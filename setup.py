@@ -28,6 +28,7 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "grain>=0.2.18",
+        "safetensors>=0.5",
         "simplejpeg>=1.9",  # libjpeg-turbo, with its scaled decoding
         "opencv-python-headless>=4.10",
         "pillow>=11",  # what is no plain JPEG

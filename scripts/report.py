@@ -15,6 +15,7 @@ from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import command
 from giung2_ext.experiments.flags import parse_own
 from giung2_ext.reports import chain, mask_history
+from giung2_ext.storage import paths
 
 
 def main():
@@ -29,9 +30,9 @@ def main():
     flags = [word for word in sys.argv[1:] if word.startswith("--")]
     against = parse_own(flags, {"against": None})["against"]
     folder = epath.Path(folders[0])
-    if mask_history.has_history(folder) and not chain.is_chain(folder):
+    if mask_history.has_history(folder) and not paths.is_chain(folder):
         mask_history.write_report(folders[0], against)
-    elif against or (not chain.is_chain(folder) and (folder / "result.json").exists()):
+    elif against or (not paths.is_chain(folder) and (folder / "result.json").exists()):
         raise Refusal(f"{folder} is a run whose mask was not changed by updates: it has no masks.jsonl")
     else:
         chain.write_report(folders[0])

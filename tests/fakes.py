@@ -112,6 +112,12 @@ def start_masks(params, density=0.4, rule="kernels", seed=1):
     return _draw_masks(jax.random.key(seed), allocate.layer_counts(masks, density, "erk"), masks)
 
 
+def scattered(params, density=0.4, seed=1, rule="kernels"):
+    """Random masks of about this density, drawn by NumPy: nothing to compile."""
+    draw = np.random.default_rng(seed)
+    return trees.map_present(lambda m: draw.random(m.shape) < density, masking.dense(params, rule))
+
+
 @jax.jit  # one program, not one for each of its operations
 def _draw_masks(key, counts, masks):
     return select.top_k_each(criteria.random(key, masks), counts, masks)

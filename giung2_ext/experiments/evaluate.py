@@ -23,7 +23,7 @@ from giung2_ext.experiments.judging import (
     open_dataset,
 )
 from giung2_ext.experiments.scores import Columns
-from giung2_ext.experiments.setup import count_uses
+from giung2_ext.experiments.setup import build_model, count_uses
 from giung2_ext.storage import paths, tickets
 from giung2_ext.storage import predictions as kept
 from giung2_ext.training import processes
@@ -94,15 +94,23 @@ def say(lines: Iterable[str]) -> None:
         print("\n".join(lines), flush=True)
 
 
+def totals(meta: dict[str, Any]) -> tuple[accounting.Totals, accounting.Totals]:
+    """Weights and FLOPs of a ticket's network, dense and sparse."""
+    options = dict(meta["model"])
+    model = build_model(options.pop("name"), meta["num_classes"], "float32", options)
+    shapes, _, uses = count_uses(model, meta["image_shape"])
+    layers = {name: count for name, (count, _) in meta["layers"].items()}
+    return accounting.totals(accounting.layers(shapes, layers, uses), uses)
+
+
 def describe(judge: Judge) -> None:
     """The ticket: what it is, what it was trained in, what it costs."""
     meta = judge.meta
-    shapes, _, uses = count_uses(judge.model, meta["image_shape"])
-    layers = {name: count for name, (count, _) in meta["layers"].items()}
-    weights, flops = accounting.totals(accounting.layers(shapes, layers, uses), uses)
+    where = f"imported, {meta['imported']['format']}" if "imported" in meta else f"step {meta['step']:,}"
+    weights, flops = totals(meta)
     say(
         [
-            f"{judge.ckpt} (ticket {judge.ticket.digest[:16]}, step {meta['step']:,}): "
+            f"{judge.ckpt} (ticket {judge.ticket.digest[:16]}, {where}): "
             f"{meta['model']['name']} on {meta['data']['name']} in {judge.precision} "
             f"(trained in {meta.get('precision', 'float32')})",
             accounting.describe_weights(weights),

@@ -45,11 +45,6 @@ class Point(NamedTuple):
         return 100 * self.result["scores"][when][split]["accuracy"]
 
 
-def is_chain(folder: epath.Path) -> bool:
-    """Whether there are cycles below, one trial's or several."""
-    return any(any(base.glob("[0-9][0-9][0-9]")) for base in paths.trial_bases(folder).values())
-
-
 def read_chain(folder: epath.Path) -> list[Point]:
     """Every finished cycle below a chain's folder, with one trial or several."""
     points = []
@@ -123,6 +118,8 @@ def notes(points: list[Point]) -> list[str]:
         "iteration 0 is before the first step of a cycle.",
         f"Density: kept / {result['prunable']:,} prunable weights; of all: (kept + unprunable) / "
         f"{result['parameters']:,} parameters.",
+        "FLOPs count products with kept weights, forwards, and backwards in training; of finding: all "
+        "trainings up to this ticket's, the rewind point's too, as so many trainings of the dense network.",
         f"± is the standard deviation (n - 1) over {trials} trials; bars in the figures of early stops, "
         "curves, starts and instability reach from the lowest to the highest of them."
         if trials > 1
@@ -202,6 +199,7 @@ def write_report(folder: epath.Path | str) -> epath.Path:
     (report / "figures").mkdir(parents=True, exist_ok=True)
     instability = read_instability(folder, points)
     found = {"table": tables.chain_table(points), "shifts": tables.shift_table(points)}
+    found["costs"] = tables.cost_table(points, records.read_result(points[0].folder.parent))
     if instability:
         found["instability"] = tables.instability_table(instability)
     markdown = write_tables(found, report)

@@ -72,6 +72,34 @@ def chain_table(points: Sequence[Any]) -> Table:
     return rows
 
 
+def cost_table(points: Sequence[Any], rewind: Mapping[str, Any] | None = None) -> Table:
+    """What a ticket of each cycle costs: weights by both denominators, FLOPs to use it, train it, find it.
+
+    `rewind` is the result of the run to the rewind point, of the first trial.
+    """
+    header = ["cycle", "weights left", "density", "density of all", "FLOPs of an image", "of dense"]
+    rows = [[*header, "FLOPs of training", "of dense", "of finding, in dense trainings"]]
+    spent = (rewind or {}).get("training_flops") or [0, 0]
+    found = spent[0]
+    first = min((p.trial for p in points), default=0)
+    for p in sorted((p for p in points if p.arm == "" and p.trial == first), key=lambda p: p.cycle):
+        result, trained = p.result, p.result.get("training_flops")
+        if "flops" not in result or not trained or not trained[1]:
+            return rows[:1]
+        found += trained[0]
+        weights = accounting.totals_of(result["prunable"], result["kept"], result["parameters"])
+        flops = accounting.Totals(**result["flops"])
+        cells = [f"{p.cycle:03d}", f"{result['kept']:,}", f"{p.density:.4f}"]
+        cells += [f"{weights.all_kept / weights.all:.4f}", f"{flops.all_kept:.4g}"]
+        cells += [
+            f"{flops.all_kept / flops.all:.4f}",
+            f"{trained[0]:.4g}",
+            f"{trained[0] / trained[1]:.4f}",
+        ]
+        rows.append([*cells, f"{found / trained[1]:.2f}"])
+    return rows
+
+
 def instability_table(found: Mapping[str, Any]) -> Table:
     """One row a cycle, from instability.json."""
     header = ["cycle", "weights left", "density", "error of a %", "error of b %"]

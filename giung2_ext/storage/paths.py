@@ -46,6 +46,16 @@ def trial_bases(folder: epath.Path) -> dict[int, epath.Path]:
     return dict(sorted(several.items())) or {0: folder}
 
 
+def cycles(base: epath.Path) -> list[epath.Path]:
+    """The cycles of a chain, by number."""
+    return sorted(base.glob("[0-9][0-9][0-9]"))
+
+
+def is_chain(folder: epath.Path) -> bool:
+    """Whether there are cycles below, one trial's or several."""
+    return any(cycles(base) for base in trial_bases(folder).values())
+
+
 def is_local(path: epath.Path) -> bool:
     return "://" not in os.fspath(path)
 
@@ -106,6 +116,14 @@ def point(name: epath.Path, target: epath.Path) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def is_single(name: epath.Path) -> bool:
+    """Whether a ticket is one file, and no directory or name of one."""
+    if not name.exists() or name.is_dir():
+        return False
+    with name.open("rb") as file:
+        return file.read(len(POINTER)) != POINTER.encode()
 
 
 def resolve(name: epath.Path) -> epath.Path:

@@ -20,7 +20,9 @@ FOLDER = "predictions"
 
 
 def folder_of(ticket: epath.Path, digest: str) -> epath.Path:
-    """For a ticket's directory or a name of it, in a run or anywhere else."""
+    """For a ticket's directory or a name of it, in a run or anywhere else, or a ticket that is a file."""
+    if paths.is_single(ticket):
+        return folder_in(ticket.parent, digest)
     directory = paths.resolve(ticket)
     inside = directory.parent.name == paths.TICKETS
     return folder_in(directory.parent.parent if inside else directory.parent, digest)

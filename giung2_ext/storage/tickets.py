@@ -19,7 +19,7 @@ from flax import traverse_util
 
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
-from giung2_ext.storage import paths
+from giung2_ext.storage import paths, single_files
 
 Tree = Any
 FORMAT = 1
@@ -60,6 +60,21 @@ def write_ticket(
     folder: epath.Path, params: Tree, masks: Tree, statistics: Tree, lineage: dict[str, Any]
 ) -> tuple[epath.Path, dict[str, Any]]:
     """Writes the ticket below `folder` and returns its directory and its meta."""
+    arrays, meta = _described(params, masks, statistics, lineage)
+    path = place_of(folder, meta["digest"])
+    if not all((path / name).exists() for name in (ARRAYS, META)):
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        text = json.dumps(meta, indent=1)
+        (folder / paths.TICKETS).mkdir(parents=True, exist_ok=True)
+        paths.write_directory(path, {ARRAYS: buffer.getvalue(), META: text.encode()})
+    return path, meta
+
+
+def _described(
+    params: Tree, masks: Tree, statistics: Tree, lineage: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What a ticket stores: its arrays, and its lineage with counts and digest."""
     flat_masks = _flat(masks, "masks")
     arrays = _flat(params, "params") | _flat(statistics, "statistics")
     total = sum(v.size for k, v in arrays.items() if k.startswith("params/"))
@@ -74,20 +89,20 @@ def write_ticket(
         "mask_digest": masking.digest(masks),
         "layers": layers,  # [kept, of] for every prunable leaf
     }
+    lineage.pop("digest", None)  # of a ticket that is written again
     arrays |= {name: masking.pack(mask) for name, mask in flat_masks.items()}
-    meta = {"digest": _digest(arrays, lineage)} | lineage
-    path = place_of(folder, meta["digest"])
-    if not all((path / name).exists() for name in (ARRAYS, META)):
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        text = json.dumps(meta, indent=1)
-        (folder / paths.TICKETS).mkdir(parents=True, exist_ok=True)
-        paths.write_directory(path, {ARRAYS: buffer.getvalue(), META: text.encode()})
-    return path, meta
+    return arrays, {"digest": _digest(arrays, lineage)} | lineage
+
+
+def make_ticket(params: Tree, masks: Tree, statistics: Tree, lineage: dict[str, Any]) -> Ticket:
+    """A ticket in memory, with the digest that it would have on disk."""
+    return Ticket(params, masks, statistics, _described(params, masks, statistics, lineage)[1])
 
 
 def read_meta(name: epath.Path | str) -> dict[str, Any]:
     """Lineage and counts alone, without the arrays."""
+    if paths.is_single(epath.Path(name)):
+        return read_ticket(name).meta
     return _read_meta(paths.resolve(epath.Path(name)), name)
 
 
@@ -107,6 +122,8 @@ def _read_meta(directory: epath.Path, name: epath.Path | str) -> dict[str, Any]:
 
 def read_ticket(name: epath.Path | str) -> Ticket:
     """Reads and verifies a ticket; one whose content has changed is refused."""
+    if paths.is_single(epath.Path(name)):
+        return _read_single(epath.Path(name))
     directory = paths.resolve(epath.Path(name))  # once: the name may be moved meanwhile
     meta = _read_meta(directory, name)
     try:
@@ -124,6 +141,15 @@ def read_ticket(name: epath.Path | str) -> Ticket:
     params, packed = groups["params"], groups["masks"]
     masks = {k: masking.unpack(packed[k], v.shape) if k in packed else None for k, v in params.items()}
     return Ticket(_nest(params), _nest(masks), _nest(groups["statistics"]), meta)
+
+
+def _read_single(name: epath.Path) -> Ticket:
+    """A ticket that is one file."""
+    parts = single_files.read(name.read_bytes(), os.fspath(name))
+    ticket, recorded = make_ticket(*parts), parts.lineage.get("digest")
+    if recorded not in (None, ticket.digest):
+        raise Refusal(f"{name} is damaged: its content does not match its digest {recorded[:16]}")
+    return ticket
 
 
 def name_ticket(folder: epath.Path, name: str, ticket: epath.Path) -> None:

@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
-from fakes import REPOSITORY, Stopped, dying_at, script_module
+from fakes import REPOSITORY, Stopped, dying_at, make_model, random_variables, script_module
+from flax import serialization
 
+from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
 from giung2_ext.data import preparation
 from giung2_ext.data.classes import IMAGENET_A, IMAGENET_R
@@ -361,3 +364,35 @@ def test_corrupted_and_relabelled_images_are_judged_where_they_are(whole, tmp_pa
     error = 100 * np.mean([1 - found["scores"]["all"]["top1"][0] for found in results[:3]])
     assert f"mean error {error:.2f}% over 3 variants" in said
     shutil.rmtree(kept.parent)  # the chain's own record is not about these sets
+
+
+def test_a_chain_that_was_begun_in_the_original_suite_goes_on_here(tree, train, tmp_path):
+    """Its checkpoints, in its own format, are named where tickets are; their masks are shrunk."""
+    network = make_model("resnet", planes=(64, 128, 256, 512)).clone(num_classes=1000)
+    found = jax.device_get(random_variables(network, (32, 32, 3)))
+    params, batch_stats = found["params"], found["batch_stats"]
+    draw = np.random.default_rng(0)
+    kernel = params.pop("cls")["kernel"]
+    ones = jax.tree.map(np.ones_like, params)
+    masks = jax.tree.map(
+        lambda w: (draw.random(w.shape) < 0.5) * np.float32(w.ndim == 4) + (w.ndim < 4), ones
+    )
+    whole = {"params": {"cls": kernel, "ext": jax.tree.map(np.multiply, params, masks)}}
+    whole |= {"params_mask": {"cls": np.ones_like(kernel), "ext": masks}, "batch_stats": batch_stats}
+    whole["image_stats"] = {"m": np.full(3, 0.5, np.float32), "s": np.full(3, 0.25, np.float32)}
+    for name in ("iter_016000.ckpt", "best_acc.ckpt"):
+        (tmp_path / name).write_bytes(serialization.to_bytes(whole))
+    small = (
+        "--resnet_depth=18",
+        "--batch_size=8",
+        "--config.model.group_size=8",
+        "--config.data.image_size=32",
+    )
+    files = (f"--matching_ckpt={tmp_path}/iter_016000.ckpt", f"--previous_ckpt={tmp_path}/best_acc.ckpt")
+    run = ("--config.data.holdout=8", "--optim_ni=1", "--datasets=none", "--num_workers=2", "--seed=1")
+    result = train(tmp_path / "007", *small, *files, *run, "--pruning_ratio=0.8", f"--data_root={tree}")
+    before = tickets.read_ticket(tmp_path / "best_acc.ckpt")
+    assert result["kept"] == before.meta["kept"] * 8 // 10
+    after = tickets.read_ticket(tmp_path / "007/last.ckpt")
+    assert bool(masking.nested(after.masks, before.masks))
+    assert after.meta["parents"] == {"matching": before.digest, "previous": before.digest}

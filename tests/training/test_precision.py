@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import make_batch, make_bench, make_method, make_model
+from fakes import make_batch, make_bench, make_method, make_model, scattered
 
 from giung2_ext.core import masks as masking
 from giung2_ext.core import schedules, trees
@@ -25,12 +25,6 @@ from giung2_ext.training.step import make_gradients, make_step
 METHODS = ["ticket", "rigl", "jackpots", "multiprize", "cycles"]
 DECAY = 0.75
 HUGE = 2.0**120  # overflows float16 on the way back, and float32 does not mind
-
-
-def scattered(params, density=0.4, seed=1):
-    """Random masks, drawn by NumPy: nothing to compile."""
-    draw = np.random.default_rng(seed)
-    return trees.map_present(lambda m: draw.random(m.shape) < density, masking.dense(params, "kernels"))
 
 
 HOW = dict(optimizer=("sgd", 0.9), rate=0.1, masks=scattered)

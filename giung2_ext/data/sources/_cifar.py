@@ -4,33 +4,16 @@ They are pickles of dicts of NumPy arrays; only the names that such a pickle nee
 cannot run code.
 """
 
-import codecs
-import pickle
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from etils import epath
-from numpy._core import multiarray
 
+from giung2_ext.core import pickles
 from giung2_ext.core.errors import Refusal
 from giung2_ext.data.sources._small import Published
 
 SHAPE = (32, 32, 3)
-SAFE = {
-    ("numpy.core.multiarray", "_reconstruct"): multiarray._reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): multiarray._reconstruct,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): codecs.encode,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in SAFE:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return SAFE[module, name]
 
 
 def published(
@@ -60,7 +43,7 @@ def published(
 def _batch(path: epath.Path, label_key: bytes, title: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         with path.open("rb") as file:
-            batch = _Unpickler(file, encoding="bytes").load()
+            batch = pickles.Unpickler(file, encoding="bytes").load()
         images = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         return images, np.asarray(batch[label_key])
     except Exception as error:  # a damaged pickle raises a dozen kinds

@@ -1,0 +1,81 @@
+"""From a ticket to a file for others: PyTorch's, safetensors, or a compact ticket.
+
+PyTorch's and safetensors' have the names of public code (`models/_torch_names.py`), with zeros where
+weights are pruned, so that they load as they are; with masks, weights and masks are called `weight_orig`
+and `weight_mask`, as `torch.nn.utils.prune` does. The ticket's lineage goes along; an import of the file is
+the ticket again, to the digest.
+"""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+from etils import epath
+from safetensors import numpy as safetensors
+
+from giung2_ext.core import trees
+from giung2_ext.core.errors import Refusal, unknown
+from giung2_ext.experiments.importing import Network
+from giung2_ext.models import _torch_names
+from giung2_ext.storage import paths, single_files, tickets, torch_files
+from giung2_ext.storage.importers.state_dict import ABOUT
+
+Arrays = dict[str, np.ndarray]
+
+
+def named_for_torch(ticket: tickets.Ticket, masks: bool) -> tuple[Arrays, bytes]:
+    """A ticket's arrays in PyTorch's names and layouts, and what else an import needs."""
+    network = Network.of(ticket.meta)
+    params, kept = trees.named_leaves(ticket.params), trees.named_leaves(ticket.masks)
+    statistics = trees.named_leaves(ticket.statistics.get("batch_stats", {}))
+    arrays, masked = {}, []
+    for entry in network.entries:
+        leaf = (statistics if entry.kind == "statistic" else params)[entry.ours]
+        mask, name = kept.get(entry.ours) if entry.kind != "statistic" else None, entry.theirs
+        if mask is not None:
+            masked.append(name)
+        if mask is not None and masks:
+            arrays[f"{name}_orig"] = _torch_names.to_torch(entry, leaf)
+            arrays[f"{name}_mask"] = _torch_names.to_torch(entry, mask).astype(np.float32)
+        else:
+            arrays[name] = _torch_names.to_torch(entry, leaf)
+    pixels = ticket.statistics["image_stats"]
+    exported = {"mean": pixels["m"].tolist(), "std": pixels["s"].tolist(), "masked": masked}
+    about = ticket.meta | {"exported": exported}
+    found = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return found, json.dumps(about, sort_keys=True).encode()
+
+
+def to_torch(ticket: tickets.Ticket, masks: bool) -> bytes:
+    arrays, about = named_for_torch(ticket, masks)
+    return torch_files.write(arrays, {ABOUT: about})
+
+
+def to_safetensors(ticket: tickets.Ticket, masks: bool) -> bytes:
+    arrays, about = named_for_torch(ticket, masks)
+    return safetensors.save(arrays, {ABOUT: about.decode()})
+
+
+def to_compact(ticket: tickets.Ticket, masks: bool) -> bytes:
+    return single_files.to_compact(*ticket)
+
+
+FORMATS: dict[str, Callable[[tickets.Ticket, bool], bytes]] = {
+    ".pt": to_torch,
+    ".pth": to_torch,
+    ".safetensors": to_safetensors,
+    ".npz": to_compact,
+}
+
+
+def no_format(path: epath.Path) -> Refusal:
+    return unknown("ending of --to", path.suffix or path.name, FORMATS)
+
+
+def export(ticket: tickets.Ticket, path: epath.Path, masks: bool = False) -> None:
+    """Writes the file that its ending asks for."""
+    if path.suffix not in FORMATS:
+        raise no_format(path)
+    content = FORMATS[path.suffix](ticket, masks)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    paths.write_bytes(path, content)

@@ -1,0 +1,122 @@
+"""The package from Python: tickets as objects, for a notebook or another program.
+
+`import giung2_ext` makes these available as `giung2_ext.load_ticket` and so on. They are kept stable.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax import Array
+
+from giung2_ext.core import masks as masking
+from giung2_ext.core import trees
+from giung2_ext.core.errors import Refusal
+from giung2_ext.experiments import importing
+from giung2_ext.experiments.setup import build_model
+from giung2_ext.storage import paths, survival, tickets
+from giung2_ext.training.step import network
+
+Tree = Any
+Path = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ticket:
+    """A mask, the weights that it keeps, and where they came from."""
+
+    params: Tree  # NumPy arrays by layer, 0 where pruned
+    masks: Tree  # bool, `None` where a leaf is not prunable
+    statistics: Tree  # batch_stats, and image_stats: mean and std of the pixels
+    lineage: Mapping[str, Any]  # model, data, seed, step, parents by digest, counts; JSON values
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that is in it."""
+        return self.lineage["digest"]
+
+    def density(self, of: str = "prunable") -> float:
+        """The kept fraction of the prunable weights, or of `all` parameters (biases and scales too)."""
+        kept, prunable, whole = (self.lineage[k] for k in ("kept", "prunable", "parameters"))
+        if of not in ("prunable", "all"):
+            raise Refusal(f"density of 'prunable' or 'all', got {of!r}")
+        return kept / prunable if of == "prunable" else (whole - prunable + kept) / whole
+
+    def layers(self) -> dict[str, tuple[int, int]]:
+        """{leaf: (weights kept, weights)} of the prunable leaves."""
+        return {name: (kept, size) for name, (kept, size) in self.lineage["layers"].items()}
+
+    def overlap(self, other: "Ticket") -> float:
+        """Of what one of the two keeps, the part that both keep (Jaccard index)."""
+        shapes = [
+            {name: mask.shape for name, mask in trees.named_leaves(t.masks).items() if mask is not None}
+            for t in (self, other)
+        ]
+        if shapes[0] != shapes[1]:
+            raise Refusal("the masks of these tickets are of other layers: they have no overlap")
+        return masking.overlap(self.masks, other.masks)
+
+    @functools.cached_property
+    def apply(self) -> Callable[..., Array]:
+        """`apply(images)`: logits of NHWC images with pixels in 0..255; `apply(images, params)` of others.
+
+        Compiled once for every shape; differentiable by `params`.
+        """
+        options = dict(self.lineage["model"])
+        model = build_model(options.pop("name"), self.lineage["num_classes"], "float32", options)
+
+        @jax.jit
+        def logits(images: Array, params: Tree) -> Array:
+            return network(model, params, self.statistics, images, train=False)
+
+        return lambda images, params=None: logits(images, self.params if params is None else params)
+
+
+def load_ticket(path: Path) -> Ticket:
+    """Any checkpoint of a run, a compact ticket or a checkpoint of the original suite, verified; a file of
+    PyTorch or safetensors that `scripts/convert.py` can import too."""
+    ticket, _ = importing.open_any(epath.Path(path), importing.Wishes())
+    return Ticket(ticket.params, ticket.masks, ticket.statistics, ticket.meta)
+
+
+def save_ticket(
+    folder: Path, params: Tree, masks: Tree, like: Ticket, statistics: Tree | None = None
+) -> Ticket:
+    """Writes a ticket of the network of another one, as `folder/last.ckpt`; `like` is named its parent.
+
+    Weights are 0 where the mask is: a mask of other leaves or shapes than the weights is refused.
+    """
+    problem = trees.first_mismatch(like.params, params)
+    stored, wanted = trees.named_leaves(masks), trees.named_leaves(params)
+    wrong = [
+        n for n, m in stored.items() if m is not None and (n not in wanted or m.shape != wanted[n].shape)
+    ]
+    if problem or wrong or stored.keys() != wanted.keys():
+        raise Refusal(f"not of the network of {like.digest[:16]}: {problem or (wrong or ['the masks'])[0]}")
+    host: Callable[[Tree], Tree] = lambda tree: jax.tree.map(np.asarray, tree)  # noqa: E731
+    bits = trees.map_present(lambda mask: np.asarray(mask, bool), masks)
+    params = jax.tree.map(
+        lambda m, w: np.asarray(w) if m is None else np.where(m, w, np.zeros((), w.dtype)),
+        bits,
+        params,
+        is_leaf=trees.is_none,
+    )
+    lineage = {**like.lineage, "parents": {"like": like.digest}}
+    kept = host(like.statistics if statistics is None else {**like.statistics, **statistics})
+    made = tickets.make_ticket(params, bits, kept, lineage)
+    importing.write(epath.Path(folder), made)
+    return Ticket(made.params, made.masks, made.statistics, made.meta)
+
+
+def load_chain_masks(path: Path) -> list[Tree]:
+    """The masks of every cycle of a chain: its folder, or its map (`convert.py CHAIN --to=MAP.npz`)."""
+    place = epath.Path(path)
+    if place.is_dir():
+        return [tickets.read_ticket(cycle / paths.LAST).masks for cycle in paths.cycles(place)]
+    found = survival.from_bytes(place.read_bytes(), os.fspath(path))
+    return [found.masks(cycle) for cycle in range(found.cycles)]

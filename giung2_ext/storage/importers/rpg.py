@@ -1,0 +1,23 @@
+"""RPG's checkpoints (Tian et al. 2023): a state_dict and, in `pruner`, the masks of all its layers.
+
+`backward_masks` are in the order of the convolutions and the classifier. They are the last update's: a
+weight that a mask keeps may be 0, one that it does not is.
+"""
+
+import numpy as np
+
+from giung2_ext.core.errors import Refusal
+from giung2_ext.storage.importers import _parts
+
+
+def build(content: _parts.Content) -> _parts.Parts | None:
+    if not content.has("state_dict", "pruner"):
+        return None
+    pruner, tensors = content.top["pruner"], content.tensors
+    masks = pruner.get("backward_masks") if isinstance(pruner, dict) else None
+    if not masks:
+        raise Refusal(f"{content.name}: its pruner has no backward_masks")
+    masks = [None if mask is None else np.asarray(mask).astype(bool) for mask in masks]
+    model = _parts.architecture(tensors, content.name)
+    note, step = f"RPG's checkpoint, {len(masks)} masks of its pruner", pruner.get("step")
+    return _parts.Parts(tensors, masks, model, *_parts.IMAGENET, note, step=step)
