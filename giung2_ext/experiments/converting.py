@@ -1,5 +1,7 @@
 """What scripts/convert.py does: finds out what a file is, brings it in or out, and says what was done."""
 
+import re
+
 from etils import epath
 
 from giung2_ext.core import accounting
@@ -23,7 +25,7 @@ def convert(name: str, to: str, wishes: importing.Wishes, masks: bool = False) -
         exporting.export(ticket, target, masks)
         print(f"ticket {ticket.digest[:16]} → {target} ({target.stat().length:,} bytes)")
         return target
-    if path.is_dir():
+    if path.is_dir() or re.fullmatch(r"\.[a-z]\w*", target.suffix):
         raise exporting.no_format(target)
     found = importing.write(target, ticket)
     print(f"ticket {ticket.digest[:16]} → {found}")
