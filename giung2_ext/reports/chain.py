@@ -118,8 +118,8 @@ def notes(points: list[Point]) -> list[str]:
         "iteration 0 is before the first step of a cycle.",
         f"Density: kept / {result['prunable']:,} prunable weights; of all: (kept + unprunable) / "
         f"{result['parameters']:,} parameters.",
-        "FLOPs count products with kept weights, forwards, and backwards in training; of finding: all "
-        "trainings up to this ticket's, the rewind point's too, as so many trainings of the dense network.",
+        "FLOPs, of the first trial, count products with kept weights, forwards, and backwards in training; "
+        "of finding: all trainings up to this ticket's, the rewind point's too, in dense trainings.",
         f"± is the standard deviation (n - 1) over {trials} trials; bars in the figures of early stops, "
         "curves, starts and instability reach from the lowest to the highest of them."
         if trials > 1

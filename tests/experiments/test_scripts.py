@@ -84,6 +84,8 @@ BAD = {
     ("evaluate", "--ckpt=nowhere"): "no checkpoint at nowhere",
     ("report", "nowhere"): "there is no folder nowhere",
     ("train", "--save=x", DYNAMIC, "--method=rpg", "--config.method.rank_in=all"): "known: grow, loss",
+    ("convert",): "usage: python scripts/convert.py FILE --to=DIR",
+    ("convert", "nowhere", "--to=x"): "no checkpoint at nowhere",
     ("report",): "usage: python scripts/report.py DIR",
 }
 

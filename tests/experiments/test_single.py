@@ -243,18 +243,19 @@ def test_evaluating_a_ticket_gives_the_number_that_the_run_recorded(train, tmp_p
     assert "50,200 of 50,200 prunable (1.0000)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("config", ["rigl", "jackpots"])
-def test_searching_beats_a_random_mask_of_the_same_density(config, train, tmp_path):
-    path = f"--config={REPOSITORY / 'configs' / config / 'digits.py'}"
-    flags = ["--optim_ni=400", "--config.evaluation.every=200"]
-    if config == "rigl":
-        flags.append("--config.method.stop=300")
-    if config == "jackpots":
-        train(tmp_path / "dense", f"{path}:pretrain", "--optim_ni=300")
-        flags.append(f"--matching_ckpt={tmp_path / 'dense/last.ckpt'}")
-    found = train(tmp_path / "found", path, *flags)
-    without = [f for f in flags if "method" not in f and not (config == "jackpots" and "ni" in f)]
-    control = train(tmp_path / "control", f"{path}:control", *without)
+@pytest.mark.parametrize("method", ["rigl", "jackpots"])
+def test_searching_beats_a_random_mask_of_the_same_density(method, train, tmp_path):
+    short = ("--config.evaluation.every=200",)
+    if method == "rigl":
+        path = f"--config={REPOSITORY / 'configs/dynamic/digits.py'}:steps=400"
+        found = train(tmp_path / "found", f"{path},method=rigl", *short)
+        control = train(tmp_path / "control", f"{path},method=static", *short)
+    else:
+        path = f"--config={REPOSITORY / 'configs/jackpots/digits.py'}"
+        train(tmp_path / "dense", f"{path}:pretrain", "--optim_ni=300", *short)
+        start = (f"--matching_ckpt={tmp_path / 'dense/last.ckpt'}", *short)
+        found = train(tmp_path / "found", path, "--optim_ni=400", *start)
+        control = train(tmp_path / "control", f"{path}:control", *start)
     assert found["kept"] == control["kept"] == found["prunable"] * 2 // 100
     gain = found["scores"]["last"]["test"]["accuracy"] - control["scores"]["last"]["test"]["accuracy"]
     assert gain > 0.10

@@ -43,6 +43,20 @@ def make_points(trials=3):
     return points
 
 
+def test_costs_add_up_from_the_rewind_point_on():
+    flops = [dict(prunable=100, kept=k, all=200, all_kept=100 + k) for k in (100, 80)]
+    points = make_points(2)
+    for point in points:
+        point.result.update(flops=flops[point.cycle], training_flops=[1000 - 250 * point.cycle, 1000])
+    header, dense, pruned = tables.cost_table(points, {"training_flops": [500, 500]})
+    assert header[-1] == "of finding, in dense trainings"
+    assert dense == ["000", "1,000", "1.0000", "1.0000", "200", "1.0000", "1000", "1.0000", "1.50"]
+    assert pruned == ["001", "800", "0.8000", "0.8400", "180", "0.9000", "750", "0.7500", "2.25"]
+    assert tables.cost_table(points)[-1][-1] == "1.75"  # where the rewind point came from elsewhere
+    del points[0].result["training_flops"]
+    assert len(tables.cost_table(points)) == 1
+
+
 def test_cells_are_exact_means_and_sample_deviations():
     assert tables.chain_table(make_points()) == [
         [
