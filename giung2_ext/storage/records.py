@@ -147,8 +147,6 @@ class MetricsLog:
     """
 
     def __init__(self, folder: epath.Path, step: int, tensorboard: bool = False):
-        self.moves = Lines(folder / MOVES, step)
-        self.lines = Lines(folder / METRICS, step)
         self.events: Any = None
         if tensorboard:
             try:
@@ -158,6 +156,8 @@ class MetricsLog:
                     "config.placement.tensorboard needs tensorboardX: pip install 'giung2_ext[tensorboard]'"
                 ) from None
             self.events = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=step + 1)
+        self.moves = Lines(folder / MOVES, step)
+        self.lines = Lines(folder / METRICS, step)
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         if self.events is not None:

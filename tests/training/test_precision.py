@@ -221,10 +221,10 @@ def test_an_overflow_at_a_scale_of_1_is_a_step_whose_loss_is_not_finite(update):
     run = it.update if update else it.step
     largest = it.update(scaled(steep(state), HUGE), bright(100))[0].loss_scale.scale
     edge = 100 * float(largest)  # pixels this bright need a scale of 1, and twice as bright ones 1/2
-    _, metrics = run(scaled(steep(state), 1.0), bright(edge))
+    _, metrics, *_ = run(scaled(steep(state), 1.0), bright(edge))
     assert numbers(metrics)["seen"] == 24
     for broken, factor in ((steep(state), 2 * edge), (state, 1e6)):
-        after, metrics = run(scaled(broken, 1.0), bright(factor))
+        after, metrics, *_ = run(scaled(broken, 1.0), bright(factor))
         assert moved(scaled(broken, 1.0), after) == {"step"}
         assert numbers(metrics) == NOTHING | dict(bad_step=3)
     exact = steep(state).replace(loss_scale=None)
