@@ -12,7 +12,7 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -29,22 +29,19 @@ DTYPES: dict[str, Any] = {
 STORAGES = {np.dtype(dtype): f"{name}Storage" for name, dtype in DTYPES.items()}
 
 
-class _Storage:
+class _Storage(NamedTuple):
     """What tensors are cut from; of the older form filled after they are."""
 
-    __slots__ = ("array",)
-
-    def __init__(self, array: np.ndarray):
-        self.array = array
+    array: np.ndarray
 
 
-def _tensor(storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> np.ndarray:
-    array, size, stride = storage.array, tuple(size), tuple(stride)
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers):
-        raise pickle.UnpicklingError(f"a tensor of size {size} and stride {stride}")
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
+    plain = type(storage) is _Storage and type(size) is type(stride) is tuple and len(size) == len(stride)
+    if not plain or not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
+        raise pickle.UnpicklingError("a tensor whose place in its storage is no place")
+    array, count = storage.array, math.prod(size)
     end = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if math.prod(size) and end > array.size:
+    if count and (end > array.size or count > array.size):
         raise pickle.UnpicklingError(f"a tensor of size {size} reaches beyond its storage")
     steps = [step * array.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(array[offset:], size, steps, writeable=False)
@@ -54,7 +51,7 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-def _plain(*args: Any, **kwargs: Any) -> dict[str, Any]:
+def _plain(*_: Any) -> dict[str, Any]:
     """A set of options, whose fields come later."""
     return {}
 
@@ -63,18 +60,27 @@ NAMES: pickles.Names = {
     **pickles.ARRAYS,
     **{("torch", f"{name}Storage"): name for name in DTYPES},
     **{("torch", name): name for name in ("float32", "float64", "float16", "bfloat16", "int64", "bool")},
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch", "Size"): tuple,
-    ("torch", "device"): _plain,
-    ("builtins", "set"): set,
+    ("torch._utils", "_rebuild_tensor_v2"): pickles.Call(_tensor),
+    ("torch._utils", "_rebuild_tensor"): pickles.Call(_tensor),
+    ("torch._utils", "_rebuild_parameter"): pickles.Call(_parameter),
+    ("torch", "Size"): pickles.Call(tuple),
+    ("torch", "device"): pickles.Call(_plain),
 }
+
+
+def _size_of(kind: Any, key: Any, count: Any) -> int:
+    if type(kind) is not str or type(key) is not str or type(count) is not int or count < 0:
+        raise pickle.UnpicklingError("a storage that is none")
+    return count * np.dtype(DTYPES[kind]).itemsize
 
 
 def _from_zip(content: bytes) -> tuple[Any, dict[str, bytes]]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        names = archive.namelist()
+        entries = archive.infolist()
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not stored or sum(entry.file_size for entry in entries) > len(content):
+            raise pickle.UnpicklingError("an archive that is packed, which torch.save does not do")
+        names = [entry.filename for entry in entries]
         found = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(found) != 1:
             raise pickle.UnpicklingError(f"an archive of {', '.join(names[:3])}, … without one data.pkl")
@@ -85,41 +91,47 @@ def _from_zip(content: bytes) -> tuple[Any, dict[str, bytes]]:
             raise pickle.UnpicklingError("it was written on a big-endian machine")
         kept: dict[str, _Storage] = {}
 
-        def load(pid: Any) -> _Storage:
+        def place(pid: Any) -> _Storage:
             _, kind, key, _, count = pid
+            _size_of(kind, key, count)
             if key not in kept:
                 raw = archive.read(f"{prefix}data/{key}")
                 kept[key] = _Storage(np.frombuffer(raw, DTYPES[kind], count))
             return kept[key]
 
-        extra = {
-            n.removeprefix(prefix + EXTRA): archive.read(n) for n in names if n.startswith(prefix + EXTRA)
-        }
-        with archive.open(found[0]) as file:
-            return pickles.Unpickler(io.BytesIO(file.read()), NAMES, load, encoding="utf-8").load(), extra
+        file = io.BytesIO(archive.read(found[0]))
+        whole = pickles.load(file, NAMES, place, encoding="utf-8")
+        start = prefix + EXTRA
+        extra = {name.removeprefix(start): archive.read(name) for name in names if name.startswith(start)}
+        return whole, extra
 
 
 def _older(content: bytes) -> Any:
     """Pickles of magic, protocol, system, content and keys; then the storages of those keys."""
-    file, kept = io.BytesIO(content), {}
+    file, kept, left = io.BytesIO(content), {}, len(content)
 
-    def load(pid: Any) -> _Storage:
+    def place(pid: Any) -> _Storage:
+        nonlocal left
         _, kind, key, _, count, view = pid
         if view is not None:
             raise pickle.UnpicklingError("storages that are views: save it again with a newer PyTorch")
+        size = _size_of(kind, key, count)
         if key not in kept:
-            if not 0 <= count * np.dtype(DTYPES[kind]).itemsize <= len(content):
-                raise pickle.UnpicklingError(f"a storage of {count:,} numbers is larger than the file")
+            left -= size
+            if left < 0:
+                raise pickle.UnpicklingError("storages that are larger than the file")
             kept[key] = _Storage(np.zeros(count, DTYPES[kind]))
         return kept[key]
 
     def one() -> Any:
-        return pickles.Unpickler(file, NAMES, load, encoding="utf-8").load()
+        return pickles.load(file, NAMES, place, encoding="utf-8")
 
     if one() != MAGIC or one() != PROTOCOL or not one()["little_endian"]:
         raise pickle.UnpicklingError("of another protocol or byte order")
-    found = one()
-    for key in one():
+    found, keys = one(), one()
+    if sorted(keys) != sorted(kept):
+        raise pickle.UnpicklingError("its tensors are not those that it lists")
+    for key in keys:
         array = kept[key].array
         (count,) = struct.unpack("<q", file.read(8))
         raw = file.read(array.nbytes)
@@ -134,7 +146,7 @@ def read(content: bytes, name: str) -> tuple[Any, dict[str, bytes]]:
     try:
         if content[:2] == b"PK":
             return _from_zip(content)
-        first = pickles.Unpickler(io.BytesIO(content), NAMES, encoding="latin1").load()
+        first = pickles.load(io.BytesIO(content), NAMES, encoding="latin1")
         return (_older(content) if type(first) is int and first == MAGIC else first), {}
     except Exception as error:  # a damaged file raises a dozen kinds
         raise Refusal(
@@ -145,6 +157,12 @@ def read(content: bytes, name: str) -> tuple[Any, dict[str, bytes]]:
 
 def write(tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes]) -> bytes:
     """The file of a state_dict, as `torch.load(weights_only=True)` takes it."""
+    for name, array in tensors.items():
+        if array.dtype.newbyteorder("=") not in STORAGES:
+            raise Refusal(f"{name} is of type {array.dtype}, which PyTorch's files do not hold")
+    tensors = {
+        name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in tensors.items()
+    }
     entries = {"data.pkl": _pickled(tensors), "byteorder": b"little", "version": b"3\n"}
     for key, array in enumerate(tensors.values()):
         entries[f"data/{key}"] = np.ascontiguousarray(array).tobytes()
@@ -161,7 +179,7 @@ def _pickled(tensors: Mapping[str, np.ndarray]) -> bytes:
     ordered = b"ccollections\nOrderedDict\n)R"
     out = [b"\x80\x02", ordered, b"("]
     for key, (name, array) in enumerate(tensors.items()):
-        kind = STORAGES[array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype]
+        kind = STORAGES[array.dtype]
         steps = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
         out += [_text(name), b"ctorch._utils\n_rebuild_tensor_v2\n", b"("]
         out += [b"(", _text("storage"), f"ctorch\n{kind}\n".encode(), _text(str(key)), _text("cpu")]

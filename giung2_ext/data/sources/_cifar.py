@@ -43,7 +43,7 @@ def published(
 def _batch(path: epath.Path, label_key: bytes, title: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         with path.open("rb") as file:
-            batch = pickles.Unpickler(file, encoding="bytes").load()
+            batch = pickles.load(file, encoding="bytes")
         images = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         return images, np.asarray(batch[label_key])
     except Exception as error:  # a damaged pickle raises a dozen kinds
