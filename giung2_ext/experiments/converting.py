@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 from etils import epath
 
 from giung2_ext.core import accounting
@@ -9,6 +10,8 @@ from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import exporting, importing
 from giung2_ext.experiments.evaluate import totals
 from giung2_ext.storage import paths, survival, tickets
+
+ASSUMED = ("padding", "stem", "shortcut", "head", "activation")
 
 
 def convert(name: str, to: str, wishes: importing.Wishes, masks: bool = False) -> epath.Path:
@@ -21,8 +24,12 @@ def convert(name: str, to: str, wishes: importing.Wishes, masks: bool = False) -
     print(f"{name}: {what}: {ticket.meta['model']['name']} in {ticket.meta['num_classes']} classes")
     print(accounting.describe_weights(weights))
     print(accounting.describe_flops(flops))
+    if not path.is_dir():
+        print(assumed(ticket))
     if target.suffix in exporting.FORMATS:
-        exporting.export(ticket, target, masks)
+        whole = exporting.export(ticket, target, masks)
+        if not whole:
+            print("kept weights are exactly 0 and the file cannot tell: --masks=true writes the masks too")
         print(f"ticket {ticket.digest[:16]} → {target} ({target.stat().length:,} bytes)")
         return target
     if path.is_dir() or re.fullmatch(r"\.[a-z]\w*", target.suffix):
@@ -32,16 +39,24 @@ def convert(name: str, to: str, wishes: importing.Wishes, masks: bool = False) -
     return found
 
 
+def assumed(ticket: tickets.Ticket) -> str:
+    """What a file does not say and an import takes for granted."""
+    model = {key: value for key, value in ticket.meta["model"].items() if key in ASSUMED}
+    pixels = ticket.statistics.get("image_stats", {})
+    told = [f"{key} {value}" for key, value in model.items()]
+    told += [
+        f"{kind} {np.round(pixels[key], 4).tolist()}"
+        for kind, key in (("mean", "m"), ("std", "s"))
+        if pixels
+    ]
+    return f"as images of {ticket.meta['data']['name']}: {', '.join(told)}"
+
+
 def export_chain(folder: epath.Path, target: epath.Path) -> epath.Path:
     """The masks of all cycles of one chain as one map."""
-    bases = paths.trial_bases(folder)
-    if len(bases) > 1:
-        raise Refusal(f"{folder} has {len(bases)} trials: name one, such as {next(iter(bases.values()))}")
     if target.suffix != ".npz":
         raise Refusal(f"the masks of a chain go to one file, --to=NAME.npz; got --to={target}")
-    cycles = [cycle for cycle in paths.cycles(folder) if (cycle / paths.LAST).exists()]
-    if not cycles:
-        raise Refusal(f"{folder} has no finished cycle")
+    cycles = paths.finished_cycles(folder)
     read = [tickets.read_ticket(cycle / paths.LAST) for cycle in cycles]
     names = [str(cycle) for cycle in cycles]
     found = survival.gather([t.masks for t in read], names, [t.digest for t in read])

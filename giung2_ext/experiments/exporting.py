@@ -15,7 +15,7 @@ from safetensors import numpy as safetensors
 
 from giung2_ext.core import trees
 from giung2_ext.core.errors import Refusal, unknown
-from giung2_ext.experiments.importing import Network
+from giung2_ext.experiments.importing import Network, Wishes, ticket_of
 from giung2_ext.models import _torch_names
 from giung2_ext.storage import paths, single_files, tickets, torch_files
 from giung2_ext.storage.importers.state_dict import ABOUT
@@ -72,10 +72,25 @@ def no_format(path: epath.Path) -> Refusal:
     return unknown("ending of --to", path.suffix or path.name, FORMATS)
 
 
-def export(ticket: tickets.Ticket, path: epath.Path, masks: bool = False) -> None:
-    """Writes the file that its ending asks for."""
+def export(ticket: tickets.Ticket, path: epath.Path, masks: bool = False) -> bool:
+    """Writes the file that its ending asks for; says whether an import of it is the ticket again.
+
+    It is not where kept weights are exactly 0 and the masks are left out; any other loss is refused.
+    """
     if path.suffix not in FORMATS:
         raise no_format(path)
     content = FORMATS[path.suffix](ticket, masks)
+    zeros = not masks and path.suffix != ".npz" and _kept_zeros(ticket)
+    if not zeros and ticket_of(content, path.name, Wishes())[0].digest != ticket.digest:
+        raise Refusal(
+            f"{path} would not be the ticket {ticket.digest[:16]}: it has more than a file can hold"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     paths.write_bytes(path, content)
+    return not zeros
+
+
+def _kept_zeros(ticket: tickets.Ticket) -> bool:
+    weights = trees.named_leaves(ticket.params)
+    masks = trees.named_leaves(ticket.masks)
+    return any(mask is not None and (weights[name] == 0)[mask].any() for name, mask in masks.items())

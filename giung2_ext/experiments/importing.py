@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +12,6 @@ from etils import epath
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
-import giung2_ext.data.sources
 import giung2_ext.storage.importers
 from giung2_ext.core import discovery, trees
 from giung2_ext.core import masks as masking
@@ -24,8 +24,13 @@ from giung2_ext.storage.importers._parts import Arrays, Content, Parts
 
 FEW = 5  # names in a message
 KERNELS = ("conv", "dense", "kernel")  # kinds of entries that have masks
-RULES = ("conv", "body", "inner", "kernels")  # the first that has all masked leaves
+RULES = ("conv", "body", "inner", "blocks", "kernels")  # the first that has all masked leaves
 SMALL = {10: "cifar10", 100: "cifar100"}  # what networks for small images are trained on, by their classes
+SHAPES = {
+    **{name: [32, 32, 3] for name in ("cifar10", "cifar100")},
+    **{name: [28, 28, 1] for name in ("mnist", "fashion_mnist")},
+    "imagenet2012": [224, 224, 3],
+}
 
 
 class Wishes(NamedTuple):
@@ -70,34 +75,35 @@ def described(parts: Parts, wishes: Wishes, name: str) -> dict[str, Any]:
     """Model, data and what follows from them, as a ticket's meta has them."""
     if parts.meta is not None:
         return {key: parts.meta[key] for key in ("model", "data", "num_classes", "image_shape")}
-    heads = ("fc.weight", "classifier.weight", "classifier.6.weight", "linear.4.weight", "linear.2.weight")
+    heads = ["fc.weight", "classifier.weight", "classifier.6.weight"]
+    heads += sorted((k for k in parts.tensors if re.fullmatch(r"linear\.\d+\.weight", k)), reverse=True)
     head = next((parts.tensors[key] for key in heads if key in parts.tensors), None)
     if head is None:
         raise Refusal(f"{name}: no classifier; looked for {', '.join(heads)}")
-    classes, large = len(head), parts.model.get("stem") == "large"
-    data = wishes.data_name or ("imagenet2012" if large else SMALL.get(classes))
-    if data is None:
-        raise Refusal(f"{name} has {classes} classes: say which set it is of, --data_name=NAME")
+    classes = len(head)
+    large = parts.model.get("stem") == "large" or parts.model.get("head") == "dense"
+    data = wishes.data_name or ("imagenet2012" if large and classes == 1000 else None)
+    data = data or (None if large else SMALL.get(classes))
+    if data is None or data not in SHAPES:
+        raise Refusal(
+            f"{name} has {classes} classes: say which set it is of, --data_name=NAME, NAME one of "
+            f"{', '.join(SHAPES)}" + (f"; got {data}" if data else "")
+        )
     config = default_config().unlock()
     config.model, config.data = Config(parts.model), Config(dict(name=data))
     config = complete(config)
-    shape = [224, 224, 3] if large else _small_shape(data, name)
-    if not large and "mean" in config.data:
+    if "mean" in config.data and len(parts.mean) == SHAPES[data][-1]:
         config.data.mean, config.data.std = tuple(parts.mean), tuple(parts.std)
-    return {
-        "model": json.loads(json.dumps(config.model.to_dict())),
-        "data": json.loads(json.dumps(config.data.to_dict())),
-        "num_classes": classes,
-        "image_shape": shape,
-    }
+    plain = json.loads(json.dumps({"model": config.model.to_dict(), "data": config.data.to_dict()}))
+    return plain | {"num_classes": classes, "image_shape": SHAPES[data]}
 
 
-def _small_shape(data: str, name: str) -> list[int]:
-    shapes = {"cifar10": [32, 32, 3], "cifar100": [32, 32, 3], "mnist": [28, 28, 1]}
-    shapes["fashion_mnist"] = shapes["mnist"]
-    if data not in shapes:
-        raise Refusal(f"{name}: --data_name={data}; known for such a network: {', '.join(shapes)}")
-    return shapes[data]
+def pixels_of(parts: Parts, about: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Mean and std of the images: the file's, or else those of the set."""
+    mean, std = parts.mean, parts.std
+    if len(mean) != about["image_shape"][-1]:
+        mean, std = about["data"]["mean"], about["data"]["std"]
+    return {"m": np.asarray(mean, np.float32), "s": np.asarray(std, np.float32)}
 
 
 def _names(names: Iterable[str]) -> str:
@@ -202,8 +208,11 @@ def assemble(
     rule = choose_rule(_nest(params), given, wanted, name)
     dense = trees.named_leaves(masking.dense(_nest(params), rule))
     masks = {n: None if mask is None else given.get(n, np.asarray(mask)) for n, mask in dense.items()}
-    params = {n: w if masks[n] is None else np.where(masks[n], w, np.float32(0)) for n, w in params.items()}
-    return _nest(params), _nest(masks), rule
+    return _nest(_zeroed(params, masks)), _nest(masks), rule
+
+
+def _zeroed(params: Arrays, masks: Mapping[str, Any]) -> Arrays:
+    return {n: w if masks[n] is None else np.where(masks[n], w, np.float32(0)) for n, w in params.items()}
 
 
 def _nest(flat: Mapping[str, Any]) -> trees.Tree:
@@ -215,14 +224,14 @@ def import_parts(parts: Parts, wishes: Wishes, name: str, sha256: str) -> ticket
     about = described(parts, wishes, name)
     network = Network.of(about)
     flat, found = rename(parts.tensors, network, name)
-    wanted = parts.meta["prunable_rule"] if parts.meta else wishes.prunable
-    params, masks, rule = assemble(flat, place_masks(parts, network, name), wanted, name)
-    pixels = {"m": np.asarray(parts.mean, np.float32), "s": np.asarray(parts.std, np.float32)}
-    statistics = {"image_stats": pixels} | ({"batch_stats": _nest(found)} if found else {})
+    given = place_masks(parts, network, name)
+    statistics = {"image_stats": pixels_of(parts, about)} | ({"batch_stats": _nest(found)} if found else {})
     if parts.meta is None:
+        params, masks, rule = assemble(flat, given, wishes.prunable, name)
         return tickets.make_ticket(params, masks, statistics, _lineage(parts, about, rule, sha256))
     own = {key: value for key, value in parts.meta.items() if key != "exported"}
-    ticket = tickets.make_ticket(params, masks, statistics, own)
+    masks = {leaf: given.get(leaf) for leaf in flat}
+    ticket = tickets.make_ticket(*map(_nest, (_zeroed(flat, masks), masks)), statistics, own)
     if ticket.digest != parts.meta["digest"]:
         raise Refusal(
             f"{name} is not the ticket {parts.meta['digest'][:16]} that it was exported from: it was "
@@ -246,7 +255,15 @@ def _lineage(parts: Parts, about: dict[str, Any], rule: str, sha256: str) -> dic
 def put_masks(given: Arrays, onto: str, what: dict[str, Any], name: str) -> tickets.Ticket:
     """Masks in our names put onto the weights of a ticket; `what` says where they come from."""
     base = tickets.read_ticket(onto)
-    params, masks, rule = assemble(trees.named_leaves(base.params), given, None, name)
+    pruned = {leaf: mask for leaf, mask in trees.named_leaves(base.masks).items() if mask is not None}
+    gone = sum(int((mask & ~pruned[n]).sum()) for n, mask in given.items() if n in pruned)
+    if gone:
+        raise Refusal(
+            f"{name} keeps {gone:,} weights that {onto} has pruned: name the ticket that has them"
+        )
+    same = given.keys() <= pruned.keys()
+    wanted = base.meta["prunable_rule"] if same else None
+    params, masks, rule = assemble(trees.named_leaves(base.params), given, wanted, name)
     lineage = base.meta | {"parents": {"weights": base.digest}, "imported": what, "prunable_rule": rule}
     return tickets.make_ticket(params, masks, base.statistics, lineage)
 
@@ -274,7 +291,11 @@ def open_any(path: epath.Path, wishes: Wishes) -> tuple[tickets.Ticket, str]:
     name = os.fspath(path)
     if not path.exists() or path.is_dir() or not paths.is_single(path):
         return tickets.read_ticket(path), "a ticket"
-    content = path.read_bytes()
+    return ticket_of(path.read_bytes(), name, wishes)
+
+
+def ticket_of(content: bytes, name: str, wishes: Wishes) -> tuple[tickets.Ticket, str]:
+    """The ticket of a file with this content, and what it is; `name` is for messages."""
     what: dict[str, Any] = {"sha256": hashlib.sha256(content).hexdigest()}
     if survival.is_survival(content):
         found = survival.from_bytes(content, name)
@@ -283,7 +304,7 @@ def open_any(path: epath.Path, wishes: Wishes) -> tuple[tickets.Ticket, str]:
         masks = masks_of_cycle(found, wishes.cycle, onto, name)
         return put_masks(masks, onto, what, name), what["format"]
     if single_files.recognises(content):
-        ticket = tickets.read_ticket(path)
+        ticket = tickets.ticket_of_file(content, name)
         original = ticket.meta.get("imported", {}).get("format") == "original"
         return ticket, "a checkpoint of the original suite" if original else "a compact ticket"
     parts = take_apart(read_content(content, name))
@@ -301,9 +322,14 @@ def _onto(wishes: Wishes, name: str) -> str:
 
 
 def write(folder: epath.Path, ticket: tickets.Ticket) -> epath.Path:
-    """The ticket in a folder, under the name `last.ckpt`."""
+    """The ticket in a folder of its own, under the name `last.ckpt`."""
     tickets.refuse_inside(folder)
-    lineage = {key: value for key, value in ticket.meta.items() if key != "digest"}
-    place, _ = tickets.write_ticket(folder, ticket.params, ticket.masks, ticket.statistics, lineage)
-    tickets.name_ticket(folder, paths.LAST, place)
-    return folder / paths.LAST
+    last = folder / paths.LAST
+    if (folder / "config.json").exists():
+        raise Refusal(f"{folder} is the folder of a run: choose another")
+    if last.exists() and tickets.read_meta(last)["digest"] != ticket.digest:
+        raise Refusal(f"{last} is another ticket: choose another folder")
+    if not last.exists():
+        place, _ = tickets.write_ticket(folder, ticket.params, ticket.masks, ticket.statistics, ticket.meta)
+        tickets.name_ticket(folder, paths.LAST, place)
+    return last

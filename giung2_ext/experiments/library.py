@@ -26,7 +26,7 @@ Tree = Any
 Path = str | os.PathLike[str]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Ticket:
     """A mask, the weights that it keeps, and where they came from."""
 
@@ -63,7 +63,7 @@ class Ticket:
 
     @functools.cached_property
     def apply(self) -> Callable[..., Array]:
-        """`apply(images)`: logits of NHWC images with pixels in 0..255; `apply(images, params)` of others.
+        """`apply(images)`: logits of NHWC images, uint8 in 0..255 or floats in 0..1, by `params` if given.
 
         Compiled once for every shape; differentiable by `params`.
         """
@@ -91,13 +91,18 @@ def save_ticket(
 
     Weights are 0 where the mask is: a mask of other leaves or shapes than the weights is refused.
     """
-    problem = trees.first_mismatch(like.params, params)
-    stored, wanted = trees.named_leaves(masks), trees.named_leaves(params)
-    wrong = [
-        n for n, m in stored.items() if m is not None and (n not in wanted or m.shape != wanted[n].shape)
-    ]
-    if problem or wrong or stored.keys() != wanted.keys():
-        raise Refusal(f"not of the network of {like.digest[:16]}: {problem or (wrong or ['the masks'])[0]}")
+    statistics = {**like.statistics, **(statistics or {})}
+    problem = trees.first_mismatch(like.params, params) or trees.first_mismatch(like.statistics, statistics)
+    stored, wanted = trees.named_leaves(masks), trees.named_leaves(like.masks)
+    for name, mask in wanted.items():
+        if (mask is None) != (stored.get(name) is None) or (
+            mask is not None and mask.shape != stored[name].shape
+        ):
+            problem = problem or f"the mask of {name!r}"
+    if problem or stored.keys() != wanted.keys():
+        raise Refusal(f"not of the network of {like.digest[:16]}: {problem or 'the names of its masks'}")
+    if any(leaf.dtype != np.float32 for leaf in jax.tree.leaves(params)):
+        raise Refusal("parameters of a ticket are float32: convert them")
     host: Callable[[Tree], Tree] = lambda tree: jax.tree.map(np.asarray, tree)  # noqa: E731
     bits = trees.map_present(lambda mask: np.asarray(mask, bool), masks)
     params = jax.tree.map(
@@ -107,7 +112,7 @@ def save_ticket(
         is_leaf=trees.is_none,
     )
     lineage = {**like.lineage, "parents": {"like": like.digest}}
-    kept = host(like.statistics if statistics is None else {**like.statistics, **statistics})
+    kept = host(statistics)
     made = tickets.make_ticket(params, bits, kept, lineage)
     importing.write(epath.Path(folder), made)
     return Ticket(made.params, made.masks, made.statistics, made.meta)
@@ -117,6 +122,6 @@ def load_chain_masks(path: Path) -> list[Tree]:
     """The masks of every cycle of a chain: its folder, or its map (`convert.py CHAIN --to=MAP.npz`)."""
     place = epath.Path(path)
     if place.is_dir():
-        return [tickets.read_ticket(cycle / paths.LAST).masks for cycle in paths.cycles(place)]
+        return [tickets.read_ticket(cycle / paths.LAST).masks for cycle in paths.finished_cycles(place)]
     found = survival.from_bytes(place.read_bytes(), os.fspath(path))
     return [found.masks(cycle) for cycle in range(found.cycles)]

@@ -51,6 +51,22 @@ def cycles(base: epath.Path) -> list[epath.Path]:
     return sorted(base.glob("[0-9][0-9][0-9]"))
 
 
+def finished_cycles(folder: epath.Path) -> list[epath.Path]:
+    """Those of one chain that have a last ticket, from the dense one on; a gap is refused."""
+    bases = trial_bases(folder)
+    if len(bases) > 1:
+        raise Refusal(f"{folder} has {len(bases)} trials: name one, such as {next(iter(bases.values()))}")
+    [base] = bases.values()
+    found = [cycle for cycle in cycles(base) if (cycle / LAST).exists()]
+    names, wanted = [f.name for f in found], [cycle(n) for n in range(len(found))]
+    if not found or names != wanted:
+        raise Refusal(
+            f"{base} has the finished cycles {', '.join(names) or '(none)'}, and the masks of a chain are "
+            "those of 000, 001, … without a gap"
+        )
+    return found
+
+
 def is_chain(folder: epath.Path) -> bool:
     """Whether there are cycles below, one trial's or several."""
     return any(cycles(base) for base in trial_bases(folder).values())
@@ -105,6 +121,8 @@ def remove_directory(path: epath.Path) -> None:
 
 def point(name: epath.Path, target: epath.Path) -> None:
     """Makes `name` stand for `target`, a directory below name's own folder, atomically."""
+    if is_single(name):
+        raise Refusal(f"{name} is a file that this suite has not written: choose another folder")
     relative = os.path.relpath(target, name.parent)
     if not is_local(name):
         name.write_text(POINTER + relative)

@@ -20,6 +20,7 @@ from giung2_ext.core.errors import Refusal
 Tree = Any
 META = "ticket.json"
 DEPTHS = {20: 18, 36: 34, 53: 50, 104: 101, 155: 152}  # by the number of convolutions
+DEPTHS |= {21: 18, 37: 34}  # of a width above 1, whose first stage has a projection
 
 
 class Parts(NamedTuple):

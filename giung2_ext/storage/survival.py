@@ -48,11 +48,11 @@ def gather(masks: Sequence[Tree], names: Sequence[str], tickets: Sequence[str] =
     lived: dict[str, np.ndarray | None] = {}
     for name, first in flat[0].items():
         column = [own.get(name) for own in flat]
-        if first is None:
+        if first is None and not any(mask is not None for mask in column):
             lived[name] = None
             continue
         for before, after, outer, inner in zip(names, names[1:], column, column[1:], strict=False):
-            if inner is None or inner.shape != outer.shape:
+            if inner is None or outer is None or inner.shape != outer.shape:
                 raise Refusal(f"{after} is of another network or rule than {before}: {name}")
             revived = int(np.count_nonzero(inner & ~outer))
             if revived:

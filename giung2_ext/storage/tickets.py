@@ -123,7 +123,7 @@ def _read_meta(directory: epath.Path, name: epath.Path | str) -> dict[str, Any]:
 def read_ticket(name: epath.Path | str) -> Ticket:
     """Reads and verifies a ticket; one whose content has changed is refused."""
     if paths.is_single(epath.Path(name)):
-        return _read_single(epath.Path(name))
+        return ticket_of_file(epath.Path(name).read_bytes(), os.fspath(name))
     directory = paths.resolve(epath.Path(name))  # once: the name may be moved meanwhile
     meta = _read_meta(directory, name)
     try:
@@ -143,9 +143,9 @@ def read_ticket(name: epath.Path | str) -> Ticket:
     return Ticket(_nest(params), _nest(masks), _nest(groups["statistics"]), meta)
 
 
-def _read_single(name: epath.Path) -> Ticket:
-    """A ticket that is one file."""
-    parts = single_files.read(name.read_bytes(), os.fspath(name))
+def ticket_of_file(content: bytes, name: str) -> Ticket:
+    """A ticket that is one file; `name` is for messages."""
+    parts = single_files.read(content, name)
     ticket, recorded = make_ticket(*parts), parts.lineage.get("digest")
     if recorded not in (None, ticket.digest):
         raise Refusal(f"{name} is damaged: its content does not match its digest {recorded[:16]}")
@@ -170,7 +170,7 @@ def place_of(folder: epath.Path, digest: str) -> epath.Path:
 
 def drop_unnamed(folder: epath.Path, keep: Iterable[str] = ()) -> None:
     """Removes this folder's tickets that no name points at, but for the digests in `keep`."""
-    named = {paths.target(name) for name in folder.glob("*.ckpt")}
+    named = {paths.target(name) for name in folder.glob("*.ckpt") if not paths.is_single(name)}
     named |= {place_of(folder, digest).name for digest in keep}
     for ticket in (folder / paths.TICKETS).glob("*"):
         if ticket.name not in named and not ticket.name.startswith("."):

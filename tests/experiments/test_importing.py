@@ -70,7 +70,7 @@ def check(ticket, network, images, pixels):
 PLAIN = {
     "resnet50": (resnet, 97),
     "resnet18": (lambda: resnet((2, 2, 2, 2), bottleneck=False, classes=7), 75),
-    "vgg16": (lambda: networks.drawn(networks.VGG(networks.VGG.PLAN_16, False, 10)), 32),
+    "vgg16": (lambda: networks.drawn(networks.VGG(networks.VGG.PLAN_16, False, 1000)), 64),
 }
 
 
@@ -107,7 +107,7 @@ def test_rpgs_checkpoint_gives_its_logits_and_its_masks(tmp_path):
     content = saved(
         {"epoch": 90, "arch": ("resnet50", "classic", 12), "state_dict": state, "pruner": pruner}
     )
-    ticket = imported(tmp_path, content)
+    ticket = imported(tmp_path, content, data_name="imagenet2012")
     check(ticket, network, images_of(97), IMAGENET)
     assert ticket.lineage["kept"] == sum(int(m.sum()) for m in masks.values())
     assert ticket.lineage["prunable_rule"] == "kernels"
@@ -117,7 +117,7 @@ def test_rpgs_checkpoint_gives_its_logits_and_its_masks(tmp_path):
     np.testing.assert_array_equal(ticket.masks["cls"]["kernel"], np.asarray(masks["fc"].T))
     pruner["backward_masks"].pop()
     with pytest.raises(Refusal, match="53 masks of weights, the network 54"):
-        imported(tmp_path, saved({"state_dict": state, "pruner": pruner}))
+        imported(tmp_path, saved({"state_dict": state, "pruner": pruner}), data_name="imagenet2012")
 
 
 @pytest.mark.parametrize("generation", [1, 2])
@@ -132,9 +132,10 @@ def test_a_jackpot_of_either_generation_gives_its_logits(name, generation, tmp_p
         if not isinstance(module, torch.nn.Conv2d) or place in ("fc", "classifier"):
             continue
         scores = torch.randn(module.weight.shape, generator=generator)
-        rates.append(0.9)
-        cut = scores.abs().flatten().sort().values[int(0.9 * scores.numel())]
-        mask = scores.abs() >= cut
+        rates.append(0.5 + 0.4 * (len(rates) % 2))  # of another layer it would be another mask
+        mask = torch.ones(scores.numel(), dtype=torch.bool)
+        mask[scores.abs().flatten().argsort(stable=True)[: int(rates[-1] * len(mask))]] = False
+        mask = mask.reshape(scores.shape)
         weights[place] = int(mask.sum())
         state |= {f"{place}.mask": scores} | ({f"{place}.b_mask": mask.float()} if generation == 2 else {})
         module.weight.data = module.weight.data * mask
@@ -184,7 +185,7 @@ def test_masks_of_torch_prune_are_the_masks(tmp_path):
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):
             prune.random_unstructured(module, "weight", 0.6)
-    ticket = imported(tmp_path, saved(network.state_dict()))
+    ticket = imported(tmp_path, saved(network.state_dict()), data_name="imagenet2012")
     check(ticket, network, images_of(75), IMAGENET)
     assert ticket.density() == pytest.approx(0.4, abs=1e-3)
 
@@ -229,6 +230,46 @@ def test_what_a_file_does_not_tell_must_be_said(small, tmp_path):
         imported(tmp_path, saved({"a": 3}))
 
 
+def test_a_mask_of_anything_but_0_and_1_is_refused(small, tmp_path):
+    state = dict(small)
+    state["conv1.weight_orig"] = state.pop("conv1.weight")
+    state["conv1.weight_mask"] = torch.full_like(state["conv1.weight_orig"], 0.5)
+    with pytest.raises(Refusal, match=r"mask conv1.weight_mask is not 0 or 1 everywhere"):
+        imported(tmp_path, saved(state))
+    lacking = small | {f"{n}.mask": small[f"{n}.weight"] for n in ("conv1", "layer1.0.conv1")}
+    with pytest.raises(Refusal, match="not every layer with scores has a b_mask"):
+        imported(tmp_path, saved({"state_dict": lacking | {"conv1.b_mask": torch.ones(4, 3, 3, 3)}}))
+
+
+def test_zeros_of_a_state_dict_without_masks_are_pruned(small, tmp_path):
+    state = small | {"conv1.weight": small["conv1.weight"] * (torch.arange(4) > 0)[:, None, None, None]}
+    ticket = imported(tmp_path, saved(state))
+    assert not ticket.masks["Conv_0"]["kernel"][..., 0].any()
+    assert ticket.masks["Conv_0"]["kernel"][..., 1:].all()
+    assert ticket.lineage["prunable"] - ticket.lineage["kept"] == 27
+
+
+def test_pixels_are_the_sets_own_where_a_file_does_not_tell(small, tmp_path):
+    ticket = imported(tmp_path, saved(small))
+    np.testing.assert_allclose(ticket.statistics["image_stats"]["m"], JACKPOTS[0], atol=1e-6)
+    state = {"linear.0.weight": torch.ones(16, 784), "linear.2.weight": torch.ones(10, 16)}
+    one = imported(tmp_path, saved(state), data_name="mnist")
+    assert one.apply(images_of(28, 1)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("arch", "found"), [("cResNet18_BinAct", "binary"), ("cResNet18_v2", None), ("cResNet20", None)]
+)
+def test_the_architecture_of_a_multi_prize_ticket_is_looked_at(arch, found, small, tmp_path):
+    state = small | {f"{k.removesuffix('weight')}scores": v for k, v in small.items() if v.ndim == 4}
+    content = saved({"state_dict": state, "prune_rate": 0.5, "conv_type": "SubnetConv", "arch": arch})
+    if found is None:
+        with pytest.raises(Refusal, match=f"is a {arch}, a network that this suite has not"):
+            imported(tmp_path, content)
+    else:
+        assert imported(tmp_path, content).lineage["model"]["activation"] == found
+
+
 # --- masks alone
 
 
@@ -252,6 +293,14 @@ def test_a_list_of_masks_is_put_onto_the_weights_of_a_ticket(small, tmp_path):
     assert ticket.lineage["parents"] == {"weights": base.digest}
     kept = masking.apply(ticket.masks, base.params)
     assert jax.tree.all(jax.tree.map(np.array_equal, ticket.params, jax.device_get(kept)))
+    half = converting.convert(
+        str(write(tmp_path / "m.pkl", content)), str(tmp_path / "half"), Wishes(onto=str(dense))
+    )
+    whole = pickle.dumps([np.ones_like(mask) for mask in masks])
+    with pytest.raises(Refusal, match=r"weights that .* has pruned"):
+        imported(tmp_path, whole, onto=str(half))
+    with pytest.raises(Refusal, match="is another ticket: choose another folder"):
+        converting.convert(str(tmp_path / "dense.pt"), str(tmp_path / "half"), Wishes())
     masks[1][0] = 0
     with pytest.raises(Refusal, match="prunes scales of normalisation"):
         imported(tmp_path, pickle.dumps(masks), onto=str(dense))

@@ -118,8 +118,11 @@ def drawn(network, seed=0):
         for name, value in network.state_dict().items():
             if value.ndim > 1:
                 value.normal_(0, (2 / value[0].numel()) ** 0.5, generator=generator)
-            elif name.endswith("running_var") or (name.endswith("weight") and value.ndim == 1):
+            elif name.endswith("running_var"):
                 value.uniform_(0.5, 1.5, generator=generator)
+            elif name.endswith("weight"):  # scales of both signs: a pooling before one is seen
+                value.uniform_(0.5, 1.5, generator=generator)
+                value *= torch.where(torch.rand(value.shape, generator=generator) < 0.3, -1.0, 1.0)
             elif value.is_floating_point():
                 value.normal_(0, 0.2, generator=generator)
     return network.eval()

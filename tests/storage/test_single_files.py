@@ -184,3 +184,29 @@ def test_directories_and_names_of_tickets_are_no_single_files(tmp_path):
     assert not paths.is_single(folder / paths.LAST)
     assert not paths.is_single(place)
     assert not paths.is_single(folder / "nothing")
+
+
+def test_a_foreign_checkpoint_is_never_replaced(tmp_path):
+    folder = epath.Path(tmp_path)
+    place, _ = tickets.write_ticket(folder, *small_ticket())
+    (folder / paths.LAST).write_bytes(b"of another suite")
+    with pytest.raises(Refusal, match="a file that this suite has not written"):
+        tickets.name_ticket(folder, paths.LAST, place)
+    assert (folder / paths.LAST).read_bytes() == b"of another suite"
+    tickets.drop_unnamed(folder, [place.name])
+    assert place.exists()
+
+
+def test_the_masks_of_a_chain_are_those_of_cycles_without_a_gap(tmp_path):
+    folder = epath.Path(tmp_path)
+    place, _ = tickets.write_ticket(folder / "trial_0/000", *small_ticket())
+    for name in ("000", "002"):
+        (folder / "trial_0" / name).mkdir(exist_ok=True)
+        tickets.name_ticket(folder / "trial_0" / name, paths.LAST, place)
+    with pytest.raises(Refusal, match="finished cycles 000, 002, and"):
+        paths.finished_cycles(folder)
+    (folder / "trial_0/002").rename(folder / "trial_0/001")
+    assert [cycle.name for cycle in paths.finished_cycles(folder)] == ["000", "001"]
+    (folder / "trial_1").mkdir()
+    with pytest.raises(Refusal, match="2 trials: name one"):
+        paths.finished_cycles(folder)

@@ -30,7 +30,7 @@ class Content(NamedTuple):
             return {}
         bare = {name.removeprefix("module."): value for name, value in found.items()}
         ours, theirs = ".downsample.", ".shortcut."  # two names of a projection
-        if "layer4.0.conv1.weight" not in bare:
+        if not any(name.startswith("layer4.") for name in bare):
             ours, theirs = theirs, ours
         return {
             name.replace(theirs, ours): np.asarray(value)
@@ -49,11 +49,21 @@ class Parts(NamedTuple):
     masks: Mapping[str, np.ndarray] | Sequence[np.ndarray | None]
     """By the names of weights, or of all weights of convolutions and dense layers in their order"""
     model: dict[str, Any]
-    mean: Sequence[float]
+    mean: Sequence[float]  # of the pixels; empty: the data's own
     std: Sequence[float]
     note: str
     meta: dict[str, Any] | None = None  # of a ticket that this suite exported
     step: int | None = None
+
+
+def bits(name: str, mask: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """A mask of 0 and 1, of its weight's shape, as booleans."""
+    found = np.asarray(mask)
+    if not np.isin(found, (0, 1)).all():
+        raise Refusal(f"the mask {name} is not 0 or 1 everywhere")
+    if weight is not None and weight.shape != found.shape:
+        raise Refusal(f"the mask {name} has shape {found.shape}, its weight {weight.shape}")
+    return found.astype(bool)
 
 
 def architecture(tensors: Mapping[str, np.ndarray], name: str) -> dict[str, Any]:
@@ -92,8 +102,9 @@ def _resnet(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     inner = [len(tensors[f"layer{stage}.0.conv1.weight"]) for stage in stages]
     depth = (3 if bottleneck else 2) * blocks + 2
     size = {"depth": depth, "width": inner[0] // planes if bottleneck else 1}
-    if not bottleneck and inner != [64, 128, 256, 512]:
-        size["planes"] = tuple(inner)
+    stages_of = tuple(n // size["width"] for n in inner)
+    if stages_of != (64, 128, 256, 512):
+        size["planes"] = stages_of
     stem = "large" if tensors["conv1.weight"].shape[-1] == 7 else "small"
     return {"name": "resnet"} | size | found | {"stem": stem}
 
@@ -109,8 +120,11 @@ def _vgg(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         raise Refusal(f"a VGG of {len(convolutions)} convolutions; known are 16, 13 and 6")
     first = 128 if plan == "small" else 64
     head = "dense" if "classifier.6.weight" in tensors else "mean"
-    if head == "mean" and tensors["classifier.weight"].shape[1] != convolutions[-1][1]:
-        head = "flat"
+    if head == "mean":
+        last = tensors.get("classifier.weight")
+        if last is None:
+            raise Refusal("a VGG without classifier.weight or classifier.6.weight")
+        head = "mean" if last.shape[1] == convolutions[-1][1] else "flat"
     norm = any(key.endswith("running_mean") for key in tensors)
     return {"name": "vgg", "plan": plan, "width": convolutions[0][1] / first, "norm": norm, "head": head}
 
@@ -118,4 +132,5 @@ def _vgg(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def pixels(tensors: Mapping[str, np.ndarray], small: tuple[Any, Any]) -> tuple[Any, Any]:
     """Mean and std of the images: of ImageNet's for a network with a stem for large ones."""
     stem = tensors.get("conv1.weight")
-    return IMAGENET if stem is not None and stem.shape[-1] == 7 else small
+    large = "classifier.6.weight" in tensors or (stem is not None and stem.shape[-1] == 7)
+    return IMAGENET if large else small

@@ -13,6 +13,7 @@ from giung2_ext.core.errors import Refusal
 from giung2_ext.storage.importers import _parts
 
 PIXELS = ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262))
+OTHERS = re.compile(r"_v2|cResNet(20|32|44|56|110)")  # blocks of their own; four answers an image
 
 
 def build(content: _parts.Content) -> _parts.Parts | None:
@@ -20,11 +21,13 @@ def build(content: _parts.Content) -> _parts.Parts | None:
     scores = {key: tensors.pop(key) for key in list(tensors) if key.endswith(".scores")}
     if not scores:
         return None
-    kept, together = content.top.get("prune_rate"), "Global" in str(content.top.get("conv_type"))
-    if not isinstance(kept, float | int | np.floating) or not 0 < kept <= 1:
-        raise Refusal(
-            f"{content.name}: scores need a prune_rate in (0, 1], the fraction kept; got {kept!r}"
-        )
+    kept, kind, arch = (content.top.get(key) for key in ("prune_rate", "conv_type", "arch"))
+    together = type(kind) is str and "Global" in kind
+    arch = arch if type(arch) is str else ""
+    if type(kept) not in (float, int, np.float64) or not 0 < kept <= 1:
+        raise Refusal(f"{content.name}: scores need a prune_rate in (0, 1], the fraction that is kept")
+    if OTHERS.search(arch):
+        raise Refusal(f"{content.name} is a {arch[:40]}, a network that this suite has not")
     sizes = {key: np.abs(score) for key, score in scores.items()}
     cut = -np.inf
     if together:
@@ -33,7 +36,10 @@ def build(content: _parts.Content) -> _parts.Parts | None:
         cut = everything[pruned - 1] if pruned else -np.inf
     masks = {}
     for key, size in sizes.items():
-        weight = tensors[(name := re.sub(r"scores$", "weight", key))]
+        name = re.sub(r"scores$", "weight", key)
+        weight = tensors.get(name)
+        if weight is None or weight.shape != size.shape:
+            raise Refusal(f"{content.name}: {key} has no {name} of its shape")
         mask = size > cut if together else _largest(size, kept)
         count = int(mask.sum()) if together else int(kept * size.size)
         if not count:
@@ -42,6 +48,10 @@ def build(content: _parts.Content) -> _parts.Parts | None:
         tensors[name] = np.where(mask, alpha * np.sign(weight), 0).astype(np.float32)
         masks[name] = mask
     model = _parts.architecture(tensors, content.name)
+    if "BinAct" in arch:
+        if not model["name"].startswith("resnet"):
+            raise Refusal(f"{content.name}: of networks with binary activations ResNets alone are imported")
+        model["activation"] = "binary"
     note = f"a Multi-Prize ticket, binarised, {100 * kept:g}% kept{' in all' if together else ''}"
     return _parts.Parts(tensors, masks, model, *_parts.pixels(tensors, PIXELS), note)
 

@@ -24,13 +24,15 @@ def build(content: _parts.Content) -> _parts.Parts | None:
     found = {key: tensors.pop(key) for key in scores}
     kept = {key: tensors.pop(key) for key in list(tensors) if key.endswith(".b_mask")}
     if kept:
-        masks = {key.replace(".b_mask", ".weight"): mask.astype(bool) for key, mask in kept.items()}
+        if {key.replace(".b_mask", ".mask") for key in kept} != set(found):
+            raise Refusal(f"{content.name}: not every layer with scores has a b_mask")
+        masks = {key.replace(".b_mask", ".weight"): _parts.bits(key, mask) for key, mask in kept.items()}
         note = "Lottery Jackpots' checkpoint, its masks"
     else:
         masks = _of_scores(found, content)
         note = "Lottery Jackpots' first checkpoint, masks of its scores"
     for key, mask in masks.items():
-        if key in tensors:
+        if key in tensors and tensors[key].shape == mask.shape:
             tensors[key] = np.where(mask, tensors[key], 0)
     model = _parts.architecture(tensors, content.name)
     return _parts.Parts(tensors, masks, model, *_parts.pixels(tensors, PIXELS), note)

@@ -15,5 +15,10 @@ def build(content: _parts.Content) -> _parts.Parts | None:
     if not all(isinstance(mask, np.ndarray) and mask.dtype != object for mask in found):
         return None
     return _parts.Parts(
-        {}, [mask != 0 for mask in found], {}, (), (), f"{len(found)} masks without weights"
+        {},
+        [_parts.bits(f"{i}", mask) for i, mask in enumerate(found)],
+        {},
+        (),
+        (),
+        f"{len(found)} masks without weights",
     )

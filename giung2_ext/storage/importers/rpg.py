@@ -4,8 +4,6 @@
 weight that a mask keeps may be 0, one that it does not is.
 """
 
-import numpy as np
-
 from giung2_ext.core.errors import Refusal
 from giung2_ext.storage.importers import _parts
 
@@ -17,7 +15,7 @@ def build(content: _parts.Content) -> _parts.Parts | None:
     masks = pruner.get("backward_masks") if isinstance(pruner, dict) else None
     if not masks:
         raise Refusal(f"{content.name}: its pruner has no backward_masks")
-    masks = [None if mask is None else np.asarray(mask).astype(bool) for mask in masks]
+    masks = [None if mask is None else _parts.bits(f"{i}", mask) for i, mask in enumerate(masks)]
     model = _parts.architecture(tensors, content.name)
     note, step = f"RPG's checkpoint, {len(masks)} masks of its pruner", pruner.get("step")
     return _parts.Parts(tensors, masks, model, *_parts.IMAGENET, note, step=step)

@@ -1,7 +1,7 @@
 """A plain state_dict, as torchvision publishes it, or one that this suite exported.
 
 Masks are those of `torch.nn.utils.prune` (`weight_orig`, `weight_mask`) where they are there; a file of
-ours says more in an entry that PyTorch does not look at, and without its masks what is 0 is pruned.
+ours says more in an entry that PyTorch does not look at. Without masks what is 0 is pruned.
 """
 
 import json
@@ -22,19 +22,22 @@ def build(content: _parts.Content) -> _parts.Parts | None:
     meta: dict[str, Any] | None = None
     if ABOUT in content.extra:
         meta = json.loads(content.extra[ABOUT])
-    masks = {
-        key.removesuffix("_mask"): tensors.pop(key).astype(bool)
-        for key in list(tensors)
-        if key.endswith("_mask") and f"{key.removesuffix('_mask')}_orig" in tensors
-    }
-    for key, mask in masks.items():
-        tensors[key] = np.where(mask, tensors.pop(f"{key}_orig"), 0)
-    if meta is None:
-        model = _parts.architecture(tensors, content.name)
-        mean, std = _parts.pixels(tensors, _parts.IMAGENET)
-        note = "a state_dict" + (", masks of torch.nn.utils.prune" if masks else ", no masks")
-        return _parts.Parts(tensors, masks, model, mean, std, note)
+    masks = {}
+    for key in [key.removesuffix("_mask") for key in tensors if key.endswith("_mask")]:
+        if f"{key}_orig" in tensors:
+            weight = tensors.pop(f"{key}_orig")
+            masks[key] = _parts.bits(f"{key}_mask", tensors.pop(f"{key}_mask"), weight)
+            tensors[key] = np.where(masks[key], weight, 0)
+    if meta is not None:
+        exported = meta["exported"]
+        if not masks:
+            masks = {key: value != 0 for key, value in tensors.items() if key in exported["masked"]}
+        note, pixels = "a ticket that this suite exported", (exported["mean"], exported["std"])
+        return _parts.Parts(tensors, masks, meta["model"], *pixels, note, meta)
+    note = "a state_dict, masks of torch.nn.utils.prune"
     if not masks:
-        masks = {key: value != 0 for key, value in tensors.items() if key in meta["exported"]["masked"]}
-    pixels = meta["exported"]["mean"], meta["exported"]["std"]
-    return _parts.Parts(tensors, masks, meta["model"], *pixels, "a ticket that this suite exported", meta)
+        zeros = {key: int((value == 0).sum()) for key, value in tensors.items() if value.ndim in (2, 4)}
+        masks = {key: tensors[key] != 0 for key, count in zeros.items() if count}
+        note = f"a state_dict; {sum(zeros.values()):,} weights are 0 and count as pruned"
+    model = _parts.architecture(tensors, content.name)
+    return _parts.Parts(tensors, masks, model, *_parts.pixels(tensors, ((), ())), note)
