@@ -83,6 +83,46 @@ def widened(name: str, channels: Sequence[int], width: float) -> tuple[int, ...]
     return found
 
 
+def chosen(name: str, option: str, given: Sequence[int], planned: Sequence[int]) -> tuple[int, ...]:
+    """The channels of every layer: as planned, or those that are `given` instead."""
+    if given and (len(given) != len(planned) or min(given) < 1):
+        raise Refusal(
+            f"{name} has {len(planned)} layers that {option} is of, at least 1 each; got {tuple(given)}"
+        )
+    return tuple(given or planned)
+
+
+class Channels:
+    """The channels of convolutions in the order in which they are made: as planned, or `given` instead."""
+
+    def __init__(self, given: Sequence[int]) -> None:
+        self.given = tuple(given)
+        self.made = 0
+        if min(self.given, default=1) < 1:
+            raise Refusal(f"channels (config.model.channels) are at least 1 each, got {self.given}")
+
+    def next(self, planned: int) -> int:
+        self.made += 1
+        return self.given[self.made - 1] if self.made <= len(self.given) else planned
+
+    def check(self) -> None:
+        """Refuses another number of them than the network has."""
+        if self.given and len(self.given) != self.made:
+            raise Refusal(
+                f"this network has {self.made} convolutions, and channels (config.model.channels) are "
+                f"those of all of them; got {len(self.given)}: {self.given}"
+            )
+
+
+def same_channels(x: Array, y: Array) -> None:
+    """Refuses a sum that would repeat one channel, or cannot be."""
+    if x.shape != y.shape:
+        raise Refusal(
+            f"a block and its shortcut are added and need equal channels (config.model.channels); got "
+            f"{y.shape[-1]} and {x.shape[-1]}"
+        )
+
+
 def max_pool(x: Array, size: int) -> Array:
     """Of stride 2; left out where the image is smaller than the window, so small images keep a pixel."""
     return x if min(x.shape[1:3]) < size else nn.max_pool(x, (size, size), (2, 2))

@@ -5,6 +5,7 @@ Every convolution and normalisation is a child of the network itself, so leaves 
 torchvision too. Kernels are He normal (fan in, truncated), convolutions have no bias, with `zero_init`
 the last scale of a block starts at 0. Strides are on the 3x3 convolution of a bottleneck (v1.5). The
 activation stands after a block's sum too, so a binary one leaves nothing but signs between the blocks.
+Where there is a shortcut is decided by the planned channels, whatever `channels` are there instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from jax import Array
 
 from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.models._convolution import Conv
-from giung2_ext.models._layers import BatchNorm, pads, torch_uniform
+from giung2_ext.models._layers import BatchNorm, Channels, pads, same_channels, torch_uniform
 
 HEADS = ("zero", "biased")  # no bias and all 0 (the original suite), or as PyTorch makes it
 SHORTCUTS = ("projection", "pad")  # 1x1 convolution, or every other pixel and channels of zeros
@@ -36,20 +37,29 @@ class ResNet(nn.Module):
     group_size: int
     activation: Callable[[Array], Array]
     dtype: Any
+    channels: Sequence[int] = ()  # of every convolution, instead of the planned ones
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        x = images.astype(self.dtype)
+        x, channels = images.astype(self.dtype), Channels(self.channels)
         size, stride = (7, 2) if self.large_images else (3, 1)
-        x = self._norm(self._conv(x, self.planes[0], size, stride), train)
+        x = self._norm(self._conv(x, channels.next(self.planes[0]), size, stride), train)
         if self.large_images:  # before the activation: the largest of equal signs would be the first
             x = nn.max_pool(x, (3, 3), (2, 2), pads(self.padding, 3))
-        x = self.activation(x)
+        x = self._blocks(self.activation(x), channels, train)
+        return self._classify(x)
+
+    def _blocks(self, x: Array, channels: Channels, train: bool) -> Array:
+        before = self.planes[0]
         for stage, (count, planes) in enumerate(zip(self.blocks, self.planes, strict=True)):
+            inner = planes * self.width
+            outer = planes * 4 if self.bottleneck else inner
             for index in range(count):
                 stride = 2 if stage and not index else 1
-                x = self._block(x, planes, stride, train)
-        return self._classify(x)
+                x = self._block(x, (before, inner, outer), stride, channels, train)
+                before = outer
+        channels.check()
+        return x
 
     def _classify(self, x: Array) -> Array:
         features = x.mean(axis=(1, 2))
@@ -73,22 +83,26 @@ class ResNet(nn.Module):
         init = nn.initializers.zeros if last and self.zero_init else nn.initializers.ones
         return BatchNorm(self.group_size, init)(x, train)
 
-    def _block(self, x: Array, planes: int, stride: int, train: bool) -> Array:
-        inner = planes * self.width
-        outer = planes * 4 if self.bottleneck else inner
+    def _block(
+        self, x: Array, planned: tuple[int, int, int], stride: int, channels: Channels, train: bool
+    ) -> Array:
+        before, inner, outer = planned
         y = x
         if self.bottleneck:
-            y = self.activation(self._norm(self._conv(y, inner, 1), train))
-            y = self.activation(self._norm(self._conv(y, inner, 3, stride), train))
-            y = self._norm(self._conv(y, outer, 1), train, last=True)
+            y = self.activation(self._norm(self._conv(y, channels.next(inner), 1), train))
+            y = self.activation(self._norm(self._conv(y, channels.next(inner), 3, stride), train))
+            y = self._norm(self._conv(y, channels.next(outer), 1), train, last=True)
         else:
-            y = self.activation(self._norm(self._conv(y, inner, 3, stride), train))
-            y = self._norm(self._conv(y, outer, 3), train, last=True)
-        if x.shape != y.shape and self.shortcut == "projection":
-            x = self._norm(self._conv(x, outer, 1, stride), train)
-        elif x.shape != y.shape:
-            more = outer - x.shape[-1]
-            x = jnp.pad(x[:, ::stride, ::stride], [(0, 0)] * 3 + [(more // 2, more - more // 2)])
+            y = self.activation(self._norm(self._conv(y, channels.next(inner), 3, stride), train))
+            y = self._norm(self._conv(y, channels.next(outer), 3), train, last=True)
+        changes = before != outer or x.shape[1:3] != y.shape[1:3]
+        if changes and self.shortcut == "projection":
+            x = self._norm(self._conv(x, channels.next(outer), 1, stride), train)
+        elif changes:
+            x = x[:, ::stride, ::stride]
+            more = max(y.shape[-1] - x.shape[-1], 0)
+            x = jnp.pad(x, [(0, 0)] * 3 + [(more // 2, more - more // 2)])
+        same_channels(x, y)
         return self.activation(y + x)
 
 

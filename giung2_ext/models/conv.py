@@ -6,9 +6,10 @@ kernel weights (the paper's table says 1.7 million for Conv-6). `pool=3` is a 3x
 without padding, found in public ports: Conv-2 then has 3,793,088. With `norm` BatchNorm stands before
 every activation and in place of the biases before it, as in Multi-Prize tickets' networks of binary
 activations (https://arxiv.org/abs/2103.09377); like there the second of a pair is pooled before it.
+`channels` of the convolutions and `hidden` of the two dense layers stand instead of the planned ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +22,8 @@ from giung2_ext.models import _convolution, _layers
 
 class Conv(nn.Module):
     num_classes: int
-    depth: int
+    channels: Sequence[int]
+    hidden: Sequence[int]
     pool: int
     norm: bool
     group_size: int
@@ -32,18 +34,19 @@ class Conv(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> Array:
         kinds = dict(kernel_init=nn.initializers.glorot_normal(), use_bias=not self.norm, dtype=self.dtype)
         x = images.astype(self.dtype)
-        for index in range(self.depth):
-            x = _convolution.Conv(64 * 2 ** (index // 2), (3, 3), **kinds)(x)
+        for index, channels in enumerate(self.channels):
+            x = _convolution.Conv(channels, (3, 3), **kinds)(x)
             if index % 2:
                 x = nn.max_pool(x, (self.pool, self.pool), (2, 2))
             x = self._activate(x, train)
         if not x.size:
             raise Refusal(
-                f"{images.shape[1]}x{images.shape[2]} images are too small for conv of depth {self.depth}"
+                f"{images.shape[1]}x{images.shape[2]} images are too small for conv of depth "
+                f"{len(self.channels)}"
             )
         x = x.reshape(x.shape[0], -1)
-        for _ in range(2):
-            x = self._activate(nn.Dense(256, **kinds)(x), train)
+        for width in self.hidden:
+            x = self._activate(nn.Dense(width, **kinds)(x), train)
         return nn.Dense(self.num_classes, kernel_init=kinds["kernel_init"], name="cls")(x)
 
     def _activate(self, x: Array, train: bool) -> Array:
@@ -60,7 +63,12 @@ def build(
     norm: bool = False,
     group_size: int = 0,
     activation: str = "relu",
+    channels: Sequence[int] = (),
+    hidden: Sequence[int] = (),
 ) -> nn.Module:
     if depth not in (2, 4, 6, 8) or pool not in (2, 3):
         raise Refusal(f"conv has depth 2, 4, 6 or 8 and pool 2 or 3; got {depth} and {pool}")
-    return Conv(num_classes, depth, pool, norm, group_size, _layers.activation(activation), dtype)
+    channels = _layers.chosen("conv", "channels", channels, [64 * 2 ** (i // 2) for i in range(depth)])
+    hidden = _layers.chosen("conv", "hidden", hidden, (256, 256))
+    act = _layers.activation(activation)
+    return Conv(num_classes, channels, hidden, pool, norm, group_size, act, dtype)

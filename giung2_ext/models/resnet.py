@@ -6,6 +6,7 @@ With the original suite's head (`zero`) ResNet-50 has 53 convolutions with 23,45
 then has 11,173,962 parameters. `planes` are the channels of the stages, the first the stem's too.
 Multi-Prize tickets' WRN-34 is depth=34, planes=(64, 192, 384, 768), not width=2: so their code has it,
 and only so 40% are the 19.3 million weights that they give.
+`channels` are those of every convolution instead of the planned ones, as a compacted ticket has them.
 """
 
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ def build(
     zero_init: bool = True,
     group_size: int = 0,
     activation: str = "relu",
+    channels: Sequence[int] = (),
 ) -> nn.Module:
     if depth not in BLOCKS:
         raise Refusal(f"resnet has depth {', '.join(map(str, BLOCKS))}; got {depth}")
@@ -61,4 +63,5 @@ def build(
         group_size=group_size,
         activation=_layers.activation(activation),
         dtype=dtype,
+        channels=tuple(channels),
     )

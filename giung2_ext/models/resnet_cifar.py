@@ -4,8 +4,10 @@
 `planes` are the stem's channels and scale the whole network; `width` multiplies those of the stages
 alone. Scales start at 1, as in He et al.; with `zero_init` the last of a block at 0, as in the original
 suite. Lottery Jackpots' ResNet-32 is planes=32, shortcut=pad: 1,849,898 parameters with 10 classes.
+`channels` are those of every convolution instead of the planned ones, as a compacted ticket has them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -27,6 +29,7 @@ def build(
     zero_init: bool = False,
     group_size: int = 0,
     activation: str = "relu",
+    channels: Sequence[int] = (),
 ) -> nn.Module:
     if depth < 8 or depth % 6 != 2:
         raise Refusal(f"resnet_cifar has depth 6n + 2: 20, 32, 44, 56, 110, …; got {depth}")
@@ -47,4 +50,5 @@ def build(
         group_size=group_size,
         activation=_layers.activation(activation),
         dtype=dtype,
+        channels=tuple(channels),
     )

@@ -4,9 +4,11 @@ The default is Lottery Jackpots' VGG-19 with BatchNorm: 20,035,018 parameters wi
 norm=False, head=dense is torchvision's VGG-16 (134,301,514 with 10). plan=small, head=flat is the
 VGG-Small of Multi-Prize tickets and other work on binary networks: 4,656,512 weights on 32x32x3 images,
 7,249,120 with width=1.25. `width` multiplies the channels, and the 4096 of head=dense. A convolution is
-followed by its pooling, BatchNorm (or a bias) and the activation; the public VGG-Small code lacks most
-ReLUs, and BatchNorm where there is no pooling, and the published numbers are of that. A pooling of a
-single pixel is left out. Kernels are He normal, the classifier's LeCun normal; biases are 0.
+followed by BatchNorm (or a bias), the activation and its pooling, of plan=small and of binary activations
+by the pooling first; the public VGG-Small code lacks most ReLUs, and BatchNorm where there is no pooling,
+and the published numbers are of that. A pooling of a single pixel is left out. Kernels are He normal, the
+classifier's LeCun normal; biases are 0. `channels` of every convolution and `hidden`, of the dense layers
+of head=dense, stand instead of the planned ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,6 +36,7 @@ class VGG(nn.Module):
     hidden: Sequence[int]
     norm: bool
     head: str
+    pool_first: bool
     group_size: int
     activation: Callable[[Array], Array]
     dtype: Any
@@ -46,11 +49,14 @@ class VGG(nn.Module):
             for index, channels in enumerate(stage, 1):
                 conv = Conv(channels, (3, 3), use_bias=not self.norm, kernel_init=he, dtype=self.dtype)
                 x = conv(x)
-                if index == len(stage):
+                pooled = index == len(stage)
+                if pooled and self.pool_first:
                     x = _layers.max_pool(x, 2)
                 if self.norm:
                     x = _layers.BatchNorm(self.group_size)(x, train)
                 x = self.activation(x)
+                if pooled and not self.pool_first:
+                    x = _layers.max_pool(x, 2)
         if self.head == "mean":
             x = x.mean(axis=(1, 2))
         elif self.head == "dense":
@@ -70,11 +76,17 @@ def build(
     head: str = "mean",
     group_size: int = 0,
     activation: str = "relu",
+    channels: Sequence[int] = (),
+    hidden: Sequence[int] = (),
 ) -> nn.Module:
     for kind, value, known in (("plan", plan, PLANS), ("head", head, HEADS)):
         if value not in known:
             raise unknown(f"{kind} of vgg", value, known)
     stages = tuple(_layers.widened("vgg", stage, width) for stage in PLANS[plan])
-    hidden = _layers.widened("vgg", (4096, 4096), width) if head == "dense" else ()
+    layers = iter(_layers.chosen("vgg", "channels", channels, [n for stage in stages for n in stage]))
+    stages = tuple(tuple(next(layers) for _ in stage) for stage in stages)
+    planned = _layers.widened("vgg", (4096, 4096), width) if head == "dense" else ()
+    hidden = _layers.chosen("vgg", "hidden", hidden, planned)
     act = _layers.activation(activation)
-    return VGG(num_classes, stages, hidden, norm, head, group_size, act, dtype)
+    first = plan == "small" or activation == "binary"
+    return VGG(num_classes, stages, hidden, norm, head, first, group_size, act, dtype)

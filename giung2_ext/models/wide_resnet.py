@@ -6,8 +6,10 @@ activated first where the shape changes. `planes` are the stem's channels and sc
 `width` multiplies those of the stages. The default is WRN-22-2, RigL's on CIFAR-10: 1,079,642 parameters
 with 10 classes. Convolutions are numbered as applied, a shortcut's after its block's; so is BatchNorm,
 which stands before: block n has 2n and 2n + 1. Kernels are He normal; there is no dropout, RigL's has 0.3.
+`channels` are those of every convolution instead of the planned ones, as a compacted ticket has them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +18,7 @@ from jax import Array
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.models import _layers, _resnet
+from giung2_ext.models._layers import Channels, same_channels
 
 
 class WideResNet(_resnet.ResNet):
@@ -23,23 +26,24 @@ class WideResNet(_resnet.ResNet):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        x = self._conv(images.astype(self.dtype), self.planes[0], 3)
-        for stage, (count, planes) in enumerate(zip(self.blocks, self.planes, strict=True)):
-            for index in range(count):
-                stride = 2 if stage and not index else 1
-                x = self._block(x, planes, stride, train)
+        channels = Channels(self.channels)
+        x = self._conv(images.astype(self.dtype), channels.next(self.planes[0]), 3)
+        x = self._blocks(x, channels, train)
         return self._classify(self._activate(x, train))
 
     def _activate(self, x: Array, train: bool) -> Array:
         return self.activation(self._norm(x, train))
 
-    def _block(self, x: Array, planes: int, stride: int, train: bool) -> Array:
-        outer = planes * self.width
+    def _block(
+        self, x: Array, planned: tuple[int, int, int], stride: int, channels: Channels, train: bool
+    ) -> Array:
+        before, inner, outer = planned
         active = self._activate(x, train)
-        y = self._conv(active, outer, 3, stride)
-        y = self._conv(self._activate(y, train), outer, 3)
-        if x.shape != y.shape:
-            x = self._conv(active, outer, 1, stride)
+        y = self._conv(active, channels.next(inner), 3, stride)
+        y = self._conv(self._activate(y, train), channels.next(outer), 3)
+        if before != outer or x.shape[1:3] != y.shape[1:3]:
+            x = self._conv(active, channels.next(outer), 1, stride)
+        same_channels(x, y)
         return y + x
 
 
@@ -53,6 +57,7 @@ def build(
     padding: str = "same",
     group_size: int = 0,
     activation: str = "relu",
+    channels: Sequence[int] = (),
 ) -> nn.Module:
     if depth < 10 or depth % 6 != 4:
         raise Refusal(f"wide_resnet has depth 6n + 4: 10, 16, 22, 28, 40, …; got {depth}")
@@ -73,4 +78,5 @@ def build(
         group_size=group_size,
         activation=_layers.activation(activation),
         dtype=dtype,
+        channels=tuple(channels),
     )

@@ -63,12 +63,15 @@ def forward(variables, images, options, act):
     for index in range(pooled[-1] + 1):
         layer = params[f"Conv_{index}"]
         x = convolve(x, layer["kernel"], 1, (1, 1)) + layer.get("bias", 0.0)
-        if index in pooled and min(x.shape[1:3]) > 1:
+        pools, first = index in pooled and min(x.shape[1:3]) > 1, options.get("plan") == "small"
+        if pools and first:
             x = windows(x, 2, 2, (0, 0)).max((4, 5))
         if options.get("norm", True):
             norm, stats = (tree[kind][f"BatchNorm_{index}"] for kind in ("params", "batch_stats"))
             x = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * norm["scale"] + norm["bias"]
         x = act(x)
+        if pools and not first:
+            x = windows(x, 2, 2, (0, 0)).max((4, 5))
     x = {"mean": lambda: x.mean((1, 2)), "flat": lambda: x, "dense": lambda: sevenths(x)}[
         options.get("head", "mean")
     ]().reshape(len(x), -1)
