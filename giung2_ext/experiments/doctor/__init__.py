@@ -1,0 +1,1 @@
+"""What scripts/doctor.py looks for, by subject; `examination` puts them together."""
