@@ -280,7 +280,7 @@ def test_a_batch_of_objects_brings_none_in(cifar10_files, tmp_path):
     rewrite(lambda batch: {b"data": objects, b"labels": [0]})(
         cifar10_files / "cifar-10-batches-py/data_batch_1"
     )
-    with pytest.raises(Refusal, match="it asks for"):
+    with pytest.raises(Refusal, match="something else than numbers"):
         cifar10.build(os.fspath(cifar10_files))
     assert not (tmp_path / "ran").exists()
 

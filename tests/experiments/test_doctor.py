@@ -1,6 +1,5 @@
 """The doctor finds what was planted, names the place, and has nothing to say of a good chain."""
 
-import gc
 import json
 import os
 import pathlib
@@ -406,14 +405,12 @@ def test_a_state_with_another_mask(stopped):
     )
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_state_and_the_older_one_behind_it(stopped):
     files = [p for p in pathlib.Path(stopped / "003/states/8").rglob("*") if p.is_file()]
     max(files, key=lambda p: p.stat().st_size).write_bytes(b"")
     [(where, text)] = faults(stopped)
     assert (where, "the run goes on from an older state" in text) == ("003/states/8", True)
     assert examination.examine(stopped).looked["state"] == 2
-    gc.collect()  # orbax's unfinished reads report to a loop that is closed: here, not in a later test
 
 
 def test_a_state_whose_best_ticket_is_gone(stopped):
