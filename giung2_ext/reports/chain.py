@@ -199,10 +199,11 @@ def write_report(folder: epath.Path | str) -> epath.Path:
     (report / "figures").mkdir(parents=True, exist_ok=True)
     instability = read_instability(folder, points)
     found = {"table": tables.chain_table(points), "shifts": tables.shift_table(points)}
-    found["costs"] = tables.cost_table(points, records.read_result(points[0].folder.parent))
     if instability:
         found["instability"] = tables.instability_table(instability)
     markdown = write_tables(found, report)
+    costs = tables.cost_table(points, records.read_result(points[0].folder.parent))
+    priced = write_tables({"costs": costs}, report)
     curves = results.read_curves(points)
     rows = {"runs": tables.runs_table(points), "results": results.results_table(points, name)}
     rows["test_acc"] = results.measurements_table(points, curves, name)
@@ -213,11 +214,21 @@ def write_report(folder: epath.Path | str) -> epath.Path:
     pictures |= lottery.pictures(points, curves, instability, read_chance(points))
     drawn = figures.draw_all(pictures, report / "figures")
     explained = [*notes(points), *shift_notes(points), *instability_notes(instability), *warnings]
-    body = [f"# {name}", "", markdown, "", *(f"- {line}" for line in explained), ""]
+    body = [
+        f"# {name}",
+        "",
+        markdown,
+        "",
+        *filter(None, [priced]),
+        "",
+        *(f"- {line}" for line in explained),
+        "",
+    ]
     body += [f"![{key}](figures/{key}.png)\n\n{pictures[key].caption}\n" for key in drawn]
     paths.write_bytes(report / "report.md", "\n".join(body).encode())
     print("\n" + markdown + "\n\n" + "\n".join(explained) + "\n")
     told = f", figures/ ({', '.join(drawn)})" if drawn else "; no figures: matplotlib is missing"
     written = "report.md, table.md, table.csv, table.tex, runs.csv, results.csv, test_acc.csv"
+    written += ", costs.md" if priced else ""
     print(f"report: {report}/ with {written}{told}")
     return report
