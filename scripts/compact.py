@@ -23,14 +23,15 @@ def main():
     if "--help" in arguments:
         print(__doc__.strip())
         return
-    ticket = arguments.pop(0) if arguments and not arguments[0].startswith("--") else None
-    given = flags.parse_own(arguments, {"to": None, "images": "64"})
-    if ticket is None or not given["to"]:
+    names = [word for word in arguments if not word.startswith("--")]
+    own = {"to": None, "images": "64"}
+    given = flags.parse_own([word for word in arguments if word.startswith("--")], own)
+    if len(names) != 1 or not given["to"]:
         raise Refusal("usage: python scripts/compact.py TICKET --to=DIR [--images=64] (see --help)")
     images = flags.convert(given["images"], int, False, "images")
     if images < 1:
         raise Refusal(f"--images must be at least 1, got {images}")
-    compaction.compact(ticket, given["to"], images)
+    compaction.compact(names[0], given["to"], images)
 
 
 if __name__ == "__main__":

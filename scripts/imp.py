@@ -5,11 +5,9 @@ DIR/report. The same command again continues where it was stopped.
 """
 
 from giung2_ext.experiments import command, imp
-from giung2_ext.experiments.flags import FLAGS as TRAIN_FLAGS
+from giung2_ext.experiments.flags import IMP_FLAGS
 from giung2_ext.reports import chain
 from giung2_ext.training import processes
-
-FLAGS = TRAIN_FLAGS | {"pruning_ratio": "chain.pruning_ratio"}
 
 
 def main(config, save):
@@ -20,4 +18,4 @@ def main(config, save):
 
 
 if __name__ == "__main__":
-    command.train_command(main, __doc__, FLAGS)
+    command.train_command(main, __doc__, IMP_FLAGS, chained=True)

@@ -1,41 +1,88 @@
-"""Tables and figures of a chain, or of one run whose mask changed while it trained.
+"""A page, tables and figures of runs and chains, finished or not.
 
-    python scripts/report.py DIR [--against=TICKET]
+    python scripts/report.py RUN [RUN …] [--out=DIR] [--watch=SECONDS] [--data_root=DIR] [--against=TICKET]
 
-DIR is a folder that imp.py has written, or one of train.py with a method such as rigl, gradual or rpg. Of a
-run, --against names a ticket of the same network, such as the dense one that it started from: the ranks of
-every layer stand beside those of its largest weights.
+RUN is a folder that imp.py, train.py or sweep.py has written; what is damaged is shown as such. Written are
+report.html (one file, needs no network), figures/*.{png,pdf} and tables/*.{md,csv,tex}, into RUN/report, or
+of several runs into --out. Of a chain, and of a run whose mask changed while it trained, report.md and its
+tables too.
+
+  --watch[=30]     go on, and write again when something has changed; the page then loads itself again
+  --data_root=DIR  where the data is: pictures of the examples whose answer pruning turned wrong
+  --against=…      of one run whose mask changed, a ticket of the same network: the ranks of every layer
+                   stand beside those of its largest weights
 """
 
 import sys
+import time
 
 from etils import epath
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.experiments import command
-from giung2_ext.experiments.flags import parse_own
-from giung2_ext.reports import chain, mask_history
+from giung2_ext.experiments import command, examples
+from giung2_ext.experiments.flags import convert, parse_own
+from giung2_ext.reports import chain, gather, mask_history, page, standing
 from giung2_ext.storage import paths
+
+OWN = {"against": None, "out": None, "watch": None, "data_root": None}
+EVERY = "30"
+
+
+def write_texts(folder, against):
+    """The page of text and its tables, where there is enough for them; otherwise why not."""
+    changed = mask_history.has_history(folder) and not paths.is_chain(folder)
+    if against and not changed:
+        raise Refusal(f"{folder} is a run whose mask was not changed by updates: it has no masks.jsonl")
+    if changed:
+        mask_history.write_report(folder, against)
+    elif paths.is_chain(folder):
+        chain.write_report(folder)
+
+
+def write(folders, out, against, watch, data_root):
+    problem = None
+    if len(folders) == 1:
+        try:
+            write_texts(folders[0], against)
+        except Refusal as error:
+            if against:
+                raise
+            problem = error
+        except standing.UNREADABLE as error:
+            problem = f"{type(error).__name__}: {error}"
+    written = page.write_page(folders, out, watch, examples.pictures(data_root))
+    if problem:
+        print(f"no report.md: {problem}")
+    for line in written.warnings:
+        print(f"Warning: {line}")
+    print(f"page: {written.folder / page.PAGE}, with {len(written.charts)} charts in figures/, tables/")
 
 
 def main():
-    folders = [word for word in sys.argv[1:] if not word.startswith("--")]
-    if "--help" in sys.argv:
+    words = ["--watch=" + EVERY if word == "--watch" else word for word in sys.argv[1:]]
+    names = [word for word in words if not word.startswith("--")]
+    if "--help" in words:
         print(__doc__.strip())
         return
-    if len(folders) != 1:
+    given = parse_own([word for word in words if word.startswith("--")], OWN)
+    if not names or (len(names) > 1 and (given["against"] or not given["out"])):
         raise Refusal(
-            "usage: python scripts/report.py DIR [--against=TICKET], DIR a folder of imp.py or train.py"
+            "usage: python scripts/report.py DIR [DIR …] [--out=DIR] [--watch] [--against=TICKET], DIR a "
+            "folder of imp.py or train.py; several need --out, and --against is of one"
         )
-    flags = [word for word in sys.argv[1:] if word.startswith("--")]
-    against = parse_own(flags, {"against": None})["against"]
-    folder = epath.Path(folders[0])
-    if mask_history.has_history(folder) and not paths.is_chain(folder):
-        mask_history.write_report(folders[0], against)
-    elif against or (not paths.is_chain(folder) and (folder / "result.json").exists()):
-        raise Refusal(f"{folder} is a run whose mask was not changed by updates: it has no masks.jsonl")
-    else:
-        chain.write_report(folders[0])
+    folders = [epath.Path(name) for name in names]
+    out = epath.Path(given["out"]) if given["out"] else folders[0] / paths.REPORT
+    watch = convert(given["watch"], int, False, "watch") if given["watch"] else None
+    if watch is not None and watch < 1:
+        raise Refusal(f"--watch must be at least 1 second, got {watch}")
+    before = gather.signature(folders)
+    write(folders, out, given["against"], watch, given["data_root"])
+    while watch:
+        time.sleep(watch)
+        now = gather.signature(folders)
+        if now != before:
+            write(folders, out, given["against"], watch, given["data_root"])
+            before = now
 
 
 if __name__ == "__main__":

@@ -191,6 +191,21 @@ def dying_at(step):
     return dying
 
 
+def tensorboard_events(folder):
+    """{(name, step): value} of a run's event files, in the order in which they were begun."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for file in sorted((folder / "tensorboard").iterdir()):
+        content = file.read_bytes()
+        while content:
+            size = int.from_bytes(content[:8], "little")
+            event = Event.FromString(content[12 : 12 + size])
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            content = content[12 + size + 4 :]
+    return found
+
+
 def script_module(name):
     """scripts/NAME.py, imported."""
     spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")

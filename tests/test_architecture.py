@@ -1,6 +1,7 @@
 """The import rule and the purity rule of the design, walked over every file."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -109,3 +110,11 @@ def test_training_on_arrays_needs_no_more_than_jax_flax_optax_orbax_and_ml_colle
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert (tmp_path / "run/last.ckpt/arrays.npz").exists()
+
+
+@pytest.mark.parametrize("name", ["torch", "libtpu", "wandb", "tensorboardX", "playwright", "tensorflow"])
+def test_tests_that_need_what_the_test_command_does_not_install_skip_themselves(name):
+    for file in (REPOSITORY / "tests").rglob("test_*.py"):
+        text = file.read_text()
+        used = re.search(rf"^ *(import|from) {name}\b", text, re.MULTILINE)
+        assert not used or f'importorskip("{name}"' in text[: used.start()], file

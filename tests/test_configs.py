@@ -11,8 +11,8 @@ from giung2_ext.core import discovery
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments.bounds import check_config
+from giung2_ext.experiments.building import build_method, check_groups, rate_of
 from giung2_ext.experiments.config import complete, load_config, options_of
-from giung2_ext.experiments.setup import build_method, check_groups, rate_of
 from giung2_ext.experiments.start import check_start
 
 CONFIGS = REPOSITORY / "configs"

@@ -39,6 +39,7 @@ METHODS = discovery.names(giung2_ext.methods)
 FROZEN = [name for name in METHODS if make_method(name).frozen]
 MODELS = discovery.names(giung2_ext.models)
 SOURCES = discovery.names(giung2_ext.data.sources)
+IMAGES = np.random.default_rng(1).normal(size=(16, *IMAGE)).astype(np.float32)
 OPTIMIZERS = [("sgd", 0.9, 5e-4, 0.5), ("adam", 0.9)]
 
 
@@ -52,6 +53,13 @@ def leaves_off_mask(masks, tree):
         for mask, leaf in zip(all_leaves(masks), all_leaves(tree), strict=True)
         if mask is not None
     ]
+
+
+@functools.cache
+def trained(name, optimizer):
+    """A bench and its states after each of 14 steps; laws only look at them."""
+    bench = make_bench(name, optimizer=optimizer)
+    return bench, tuple(bench.run(14))
 
 
 def test_there_is_something_to_check():
@@ -84,12 +92,12 @@ def test_a_method_starts_from_the_masks_and_weights_it_is_given(name, key):
 def test_weights_are_exactly_zero_off_the_mask_and_density_changes_only_until_it_has_settled(
     name, optimizer
 ):
-    bench = make_bench(name, optimizer=optimizer)
+    bench, states = trained(name, optimizer)
     settled = bench.method.settled or (lambda step: True)
     counts, was_settled = jax.device_get(masking.counts(bench.masks)), settled(0)
     together = name == "ste"  # one threshold for all layers moves counts between them
     counts = sum(jax.tree.leaves(counts)) if together else counts
-    for state in bench.run(14):
+    for state in states:
         masks = bench.masks_of(state)
         assert all((off == 0).all() for off in leaves_off_mask(masks, bench.weights(state)))
         now = jax.device_get(masking.counts(masks))
@@ -103,10 +111,10 @@ def test_weights_are_exactly_zero_off_the_mask_and_density_changes_only_until_it
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["clipped", "adam"])
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_stored_is_zero_off_the_mask_too(name, optimizer):
-    bench = make_bench(name, optimizer=optimizer)
-    if bench.method.latent:
+    if make_method(name).latent:
         pytest.skip("trains scores or dense weights, which live on where the mask is off; 2026-11-27")
-    for state in bench.run(14):
+    bench, states = trained(name, optimizer)
+    for state in states:
         masks = bench.masks_of(state)
         assert all((off == 0).all() for off in leaves_off_mask(masks, state.trainable))
         slots = [s for s in state.optimizer if hasattr(s, "trace") or hasattr(s, "mu")]
@@ -175,6 +183,12 @@ def logits_in(model, variables, images, train):
     return found if train else (found, {})
 
 
+@functools.cache
+def exact_logits(name, train):
+    model = make_model(name)
+    return logits_in(model, random_variables(model), IMAGES, train)[0]
+
+
 def products(jaxpr):
     """The operand types of every convolution and matrix product, wherever they are nested."""
     for equation in jaxpr.eqns:
@@ -190,14 +204,13 @@ def products(jaxpr):
 def test_a_models_body_computes_in_its_type_but_what_it_keeps_and_returns_is_float32(
     name, dtype, digits, train
 ):
-    exact, model = make_model(name), make_model(name, dtype=dtype)
+    model = make_model(name, dtype=dtype)
     variables = random_variables(model)
-    images = jnp.asarray(np.random.default_rng(1).normal(size=(16, *IMAGE)), jnp.float32)
-    logits, statistics = logits_in(model, variables, images, train)
+    logits, statistics = logits_in(model, variables, IMAGES, train)
     kept = jax.tree.leaves((variables, statistics, logits))
     assert {leaf.dtype for leaf in kept} == {jnp.dtype(jnp.float32)}
     assert all(jnp.isfinite(leaf).all() for leaf in kept)
-    expected, _ = logits_in(exact, variables, images, train)
+    expected = exact_logits(name, train)
     off = float(jnp.sqrt(jnp.mean((logits - expected) ** 2)) / jnp.std(expected))
     assert digits / 8 < off < 32 * digits
 

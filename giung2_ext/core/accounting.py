@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend import core as jex
 
-from giung2_ext.core import trees
+from giung2_ext.core import programs, trees
 
 Tree = Any
 DATA = "data"  # made from the example; other values are a parameter's name, or `None` for constants
@@ -52,40 +51,32 @@ class Totals(NamedTuple):
 def uses(forward: Callable[[Tree, Any], Any], params: Tree, example: Any) -> Uses:
     """Traces `forward(params, example)`, where `example` is a batch of one; shapes suffice."""
     closed = jax.make_jaxpr(forward)(params, example)
-    names = list(trees.named_leaves(params))
-    inputs: list[str | None] = [*names, *[DATA] * (len(closed.jaxpr.invars) - len(names))]
+    named = trees.named_leaves(params)
+    inputs: list[str | None] = [*named, *[DATA] * (len(closed.jaxpr.invars) - len(named))]
     found: dict[str | None, int] = {}
-    _walk(closed.jaxpr, inputs, found)
-    sizes = {name: math.prod(leaf.shape) for name, leaf in trees.named_leaves(params).items()}
+
+    def rule(eqn: Any, operands: list[str | None]) -> list[str | None]:
+        if _opaque(eqn):
+            raise NotImplementedError(f"cannot count a network with a {eqn.primitive.name}")
+        if DATA in operands and (work := _multiply_adds(eqn)):
+            owner = next((operand for operand in operands if operand not in (DATA, None)), None)
+            found[owner] = found.get(owner, 0) + work
+        return [_blend(eqn, operands)] * len(eqn.outvars)
+
+    programs.walk(closed, inputs, rule, lambda value: None)
+    sizes = {name: math.prod(leaf.shape) for name, leaf in named.items()}
     for name, work in found.items():
         if name is not None and work % sizes[name]:
             raise NotImplementedError(f"cannot count a network that uses {name!r} in part")
-    of = {name: found.pop(name) // sizes[name] for name in names if name in found}
+    of = {name: found.pop(name) // sizes[name] for name in named if name in found}
     return Uses(of, sum(found.values()))
 
 
-def _walk(jaxpr: jex.Jaxpr, inputs: list[str | None], found: dict[str | None, int]) -> list[str | None]:
-    """Adds the multiply-adds of a program to `found`; returns what its outputs are made from."""
-    made: dict[Any, str | None] = dict(zip(jaxpr.invars, inputs, strict=True))
-
-    def origin(atom: Any) -> str | None:
-        return None if isinstance(atom, jex.Literal) else made.get(atom)
-
-    for eqn in jaxpr.eqns:
-        operands = [origin(atom) for atom in eqn.invars]
-        inner = next((eqn.params[k] for k in ("jaxpr", "call_jaxpr") if k in eqn.params), None)
-        if eqn.primitive.name in ("scan", "while", "cond"):
-            raise NotImplementedError(f"cannot count a network with a {eqn.primitive.name}")
-        if inner is not None:
-            results = _walk(getattr(inner, "jaxpr", inner), operands, found)
-        else:
-            work = _multiply_adds(eqn) if DATA in operands else 0
-            if work:
-                owner = next((operand for operand in operands if operand not in (DATA, None)), None)
-                found[owner] = found.get(owner, 0) + work
-            results = [_blend(eqn, operands)] * len(eqn.outvars)
-        made.update(zip(eqn.outvars, results, strict=True))
-    return [origin(atom) for atom in jaxpr.outvars]
+def _opaque(eqn: Any) -> bool:
+    """Whether it runs a program of its own, not once: a loop, a branch, a part on every device."""
+    name = eqn.primitive.name
+    within = {"jaxpr", "call_jaxpr"}.intersection(eqn.params)
+    return name in ("scan", "while", "cond") or (bool(within) and not name.startswith("reduce"))
 
 
 def _blend(eqn: Any, operands: list[str | None]) -> str | None:

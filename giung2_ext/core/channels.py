@@ -9,28 +9,16 @@ layer; the zeros that a shortcut appends are 0, and so are the channels that the
 """
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.extend import core as jex
 
-from giung2_ext.core import trees
+from giung2_ext.core import programs, trees
+from giung2_ext.core.programs import Form
 
 Tree = Any
 Axes = tuple[np.ndarray, ...]  # labels along each axis
-
-CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2")
-ELEMENTWISE = (
-    *("add", "sub", "mul", "div", "rem", "neg", "abs", "sign", "max", "min", "clamp", "add_any", "square"),
-    *("exp", "exp2", "expm1", "log", "log1p", "pow", "integer_pow", "sqrt", "rsqrt", "cbrt", "sin", "cos"),
-    *("tan", "tanh", "logistic", "erf", "erfc", "floor", "ceil", "round", "is_finite", "reduce_precision"),
-    *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "select_n", "convert_element_type"),
-    *("copy", "stop_gradient"),
-)
-REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min")
-WINDOWS = ("reduce_window_sum", "reduce_window_max")
 
 
 class Product(NamedTuple):
@@ -42,73 +30,13 @@ class Product(NamedTuple):
     columns: np.ndarray  # what it makes
 
 
-class Form(NamedTuple):
-    """Which axes of its operands a product is about."""
-
-    data: int  # the operand that is data; the other one is the kernel
-    summed: int  # axis of the data
-    row: int  # axes of the kernel
-    column: int
-    made: int  # axis of the result
-
-
-class Channels(NamedTuple):
+class Labelling(NamedTuple):
     size: int  # how many numbers there are
     of: dict[str, Axes]  # the channels of every leaf
     products: list[Product]  # in the order in which they are made
 
 
-def walk(
-    program: Any,
-    inputs: Sequence[Any],
-    rule: Callable[[Any, list[Any]], list[Any]],
-    constant: Callable[[Any], Any],
-) -> list[Any]:
-    """Interprets a program, and those that it calls, by `rule(equation, operands)`; returns its outputs."""
-    jaxpr, consts = getattr(program, "jaxpr", program), getattr(program, "consts", ())
-    given = (*map(constant, consts), *inputs)
-    made = dict(zip((*jaxpr.constvars, *jaxpr.invars), given, strict=True))
-
-    def read(atom: Any) -> Any:
-        return constant(atom.val) if isinstance(atom, jex.Literal) else made[atom]
-
-    for eqn in jaxpr.eqns:
-        operands = [read(atom) for atom in eqn.invars]
-        if eqn.primitive.name in CALLS:
-            called = eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
-            results = walk(called, operands, rule, constant)
-        else:
-            results = rule(eqn, operands)
-        made.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def form_of(eqn: Any, data: Sequence[bool]) -> Form | None:
-    """Of a product of data with a kernel that has one axis of inputs and one of outputs; else `None`."""
-    name, params = eqn.primitive.name, eqn.params
-    if name not in ("conv_general_dilated", "dot_general") or sorted(data) != [False, True]:
-        return None
-    first = list(data).index(True)
-    if name == "conv_general_dilated":
-        numbers = params["dimension_numbers"]
-        whole = params["feature_group_count"] == params["batch_group_count"] == 1 and not first
-        axes = numbers.lhs_spec[1], numbers.rhs_spec[1], numbers.rhs_spec[0], numbers.out_spec[1]
-        return Form(0, *axes) if whole else None
-    summed, batched = params["dimension_numbers"]
-    if batched[0] or len(summed[0]) != 1 or len(eqn.invars[1 - first].aval.shape) != 2:
-        return None
-    row = summed[1 - first][0]
-    return Form(first, summed[first][0], row, 1 - row, 0 if first else len(eqn.outvars[0].aval.shape) - 1)
-
-
-def untouched(params: Any) -> list[bool]:
-    """The axes along which windows are single entries."""
-    kinds = ("window_dimensions", "window_strides", "base_dilation", "window_dilation")
-    steps = zip(*(params[kind] for kind in kinds), params["padding"], strict=True)
-    return [tuple(step[:-1]) == (1, 1, 1, 1) and tuple(step[-1]) == (0, 0) for step in steps]
-
-
-def trace(program: Any, leaves: Tree) -> Channels:
+def trace(program: Any, leaves: Tree) -> Labelling:
     """The channels of `program(*leaves, image)`, traced on one image."""
     labels = _Labels()
     named = trees.named_leaves(leaves)
@@ -116,12 +44,12 @@ def trace(program: Any, leaves: Tree) -> Channels:
     image = program.in_avals[-1].shape
     inputs = [_Array(axes, leaf=name) for name, axes in of.items()]
     inputs.append(_Array(_stay(image), data=True))
-    outputs = walk(program, inputs, labels.rule, lambda value: _Array(_stay(np.shape(value))))
+    outputs = programs.walk(program, inputs, labels.rule, lambda value: _Array(_stay(np.shape(value))))
     labels.keep(*(axis for output in outputs for axis in output.axes))
     channel = labels.settle()
     products = [p._replace(rows=channel[p.rows], columns=channel[p.columns]) for p in labels.products]
     channels = {name: tuple(channel[axis] for axis in axes) for name, axes in of.items()}
-    return Channels(labels.count, channels, products)
+    return Labelling(labels.count, channels, products)
 
 
 class _Array(NamedTuple):
@@ -165,12 +93,12 @@ class _Labels:
     def rule(self, eqn: Any, operands: list[_Array]) -> list[_Array]:
         name, data = eqn.primitive.name, [operand.data for operand in operands]
         shapes = [out.aval.shape for out in eqn.outvars]
-        form = form_of(eqn, data)
+        form = programs.form_of(eqn, data)
         if name == "convert_element_type":
             return operands
         if form is not None:
             axes = self._product(eqn, form, operands)
-        elif name in ELEMENTWISE:
+        elif name in programs.ELEMENTWISE:
             axes = self._elementwise(shapes[0], operands)
         elif name in RULES:
             axes = RULES[name](self, eqn.params, shapes[0], operands)
@@ -226,32 +154,21 @@ class _Labels:
         """Axes may be joined where at most one of them has channels; axes of size 1 stay."""
         self.keep(*(axis for axis in operands[0].axes if len(axis) == 1))
         old = [axis for axis in operands[0].axes if len(axis) > 1]
-        found = iter(self._joined(old, [size for size in shape if size > 1]))
-        return [np.zeros(1, int) if size == 1 else next(found) for size in shape]
-
-    def _joined(self, old: list[np.ndarray], sizes: list[int]) -> list[np.ndarray]:
         found: list[np.ndarray] = []
-        while old:
-            many, new = [old.pop(0)], [sizes.pop(0)]
-            while (gap := math.prod(map(len, many)) - math.prod(new)) != 0:
-                if gap < 0:
-                    many.append(old.pop(0))
-                else:
-                    new.append(sizes.pop(0))
+        for before, new in programs.regrouped(
+            [len(axis) for axis in old], [size for size in shape if size > 1]
+        ):
+            many, old = old[: len(before)], old[len(before) :]
             if len(new) > 1 or sum(bool(axis.any()) for axis in many) > 1:
                 self.keep(*many)
                 found += _stay(new)
             else:
                 found.append(np.stack(np.meshgrid(*many, indexing="ij")).max(0).reshape(-1))
-        return found
-
-    def _squeeze(self, params: Any, shape: Any, operands: list[_Array]) -> list[np.ndarray]:
-        return self._without(params["dimensions"], operands[0].axes)
+        rest = iter(found)
+        return [np.zeros(1, int) if size == 1 else next(rest) for size in shape]
 
     def _reduce(self, params: Any, shape: Any, operands: list[_Array]) -> list[np.ndarray]:
-        return self._without(params["axes"], operands[0].axes)
-
-    def _without(self, gone: Sequence[int], axes: Axes) -> list[np.ndarray]:
+        gone, axes = params["axes" if "axes" in params else "dimensions"], operands[0].axes
         self.keep(*(axes[i] for i in gone))
         return [axis for i, axis in enumerate(axes) if i not in gone]
 
@@ -264,14 +181,12 @@ class _Labels:
 
     def _pad(self, params: Any, shape: Any, operands: list[_Array]) -> list[np.ndarray]:
         """What is appended stays, so that as much is appended to fewer channels."""
-        axes = operands[0].axes
-        config = params["padding_config"]
-        plain = [low >= 0 and high >= 0 and not inner for low, high, inner in config]
-        axes = tuple(
-            np.pad(axis, (low, high)) if ends else axis
-            for axis, (low, high, _), ends in zip(axes, config, plain, strict=True)
+        outer = programs.appended(params)
+        axes = (
+            axis if ends is None else np.pad(axis, ends)
+            for axis, ends in zip(operands[0].axes, outer, strict=True)
         )
-        return self._where(plain, axes, shape)
+        return self._where([ends is not None for ends in outer], tuple(axes), shape)
 
     def _concatenate(self, params: Any, shape: Any, operands: list[_Array]) -> list[np.ndarray]:
         columns = list(zip(*(operand.axes for operand in operands), strict=True))
@@ -289,18 +204,18 @@ class _Labels:
         return [*found[:axis], np.zeros(shape[axis], int), *found[axis:]]
 
     def _window(self, params: Any, shape: Any, operands: list[_Array]) -> list[np.ndarray]:
-        return self._where(untouched(params), operands[0].axes, shape)
+        return self._where(programs.untouched(params), operands[0].axes, shape)
 
 
 RULES: dict[str, Callable[[_Labels, Any, Any, list[_Array]], list[np.ndarray]]] = {
     "broadcast_in_dim": _Labels._broadcast,
     "reshape": _Labels._reshape,
-    "squeeze": _Labels._squeeze,
+    "squeeze": _Labels._reduce,
     "transpose": _Labels._transpose,
     "slice": _Labels._slice,
     "pad": _Labels._pad,
     "concatenate": _Labels._concatenate,
     "stack": _Labels._stack,
-    **dict.fromkeys(REDUCTIONS, _Labels._reduce),
-    **dict.fromkeys(WINDOWS, _Labels._window),
+    **dict.fromkeys(programs.REDUCTIONS, _Labels._reduce),
+    **dict.fromkeys(programs.WINDOWS, _Labels._window),
 }

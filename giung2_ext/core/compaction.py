@@ -17,7 +17,7 @@ import numpy as np
 
 from giung2_ext.core import channels as tracing
 from giung2_ext.core import influence, trees
-from giung2_ext.core.channels import Channels, Product
+from giung2_ext.core.channels import Labelling, Product
 from giung2_ext.core.influence import Seen
 
 Tree = Any
@@ -80,7 +80,7 @@ def _masked(masks: Tree, params: Tree) -> Tree:
     )
 
 
-def _dead(network: Channels, seen: list[Seen]) -> np.ndarray:
+def _dead(network: Labelling, seen: list[Seen]) -> np.ndarray:
     """The channels that products make and none needs."""
     made, needed = np.zeros((2, network.size), bool)
     needed[0] = True
@@ -91,7 +91,7 @@ def _dead(network: Channels, seen: list[Seen]) -> np.ndarray:
     return made & ~needed
 
 
-def _fold(network: Channels, seen: list[Seen], leaves: Leaves, kept: Leaves) -> bool:
+def _fold(network: Labelling, seen: list[Seen], leaves: Leaves, kept: Leaves) -> bool:
     """Gives one of the constant channels of a product the weights of all; whether there was a second."""
     users = np.zeros(network.size, int)
     for product in network.products:
@@ -128,13 +128,13 @@ def _spare(products: list[Product], gone: np.ndarray) -> np.ndarray:
     return cut
 
 
-def _clear(network: Channels, leaves: Leaves, gone: np.ndarray) -> None:
+def _clear(network: Labelling, leaves: Leaves, gone: np.ndarray) -> None:
     for name, leaf in leaves.items():
         for i, axis in enumerate(network.of[name]):
             np.moveaxis(leaf, i, 0)[gone[axis]] = 0
 
 
-def _cut(network: Channels, leaves: Leaves, cut: np.ndarray) -> Leaves:
+def _cut(network: Labelling, leaves: Leaves, cut: np.ndarray) -> Leaves:
     found = dict(leaves)
     for name in found:
         for i, axis in enumerate(network.of[name]):

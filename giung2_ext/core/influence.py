@@ -13,16 +13,9 @@ import jax
 import numpy as np
 from jax import Array
 
-from giung2_ext.core.channels import (
-    ELEMENTWISE,
-    REDUCTIONS,
-    WINDOWS,
-    Channels,
-    Form,
-    form_of,
-    untouched,
-    walk,
-)
+from giung2_ext.core import programs
+from giung2_ext.core.channels import Labelling
+from giung2_ext.core.programs import Form, form_of
 
 Leaves = dict[str, np.ndarray]
 
@@ -36,7 +29,7 @@ class Seen(NamedTuple):
     high: np.ndarray
 
 
-def observer(program: Any, network: Channels, image: Any) -> Callable[[Leaves], list[Seen]]:
+def observer(program: Any, network: Labelling, image: Any) -> Callable[[Leaves], list[Seen]]:
     """leaves -> what reaches every product of `program(*leaves, image)`; compiled once."""
     run = jax.jit(lambda leaves: _values(program, leaves, image))
     return lambda leaves: _look(program, network, leaves, jax.device_get(run(list(leaves.values()))), image)
@@ -58,7 +51,9 @@ def _values(program: Any, leaves: list[Array], image: Any) -> list[Array]:
             (result, any(data)) for result in (results if eqn.primitive.multiple_results else [results])
         ]
 
-    walk(program, [*((leaf, False) for leaf in leaves), (image, True)], rule, lambda value: (value, False))
+    programs.walk(
+        program, [*((leaf, False) for leaf in leaves), (image, True)], rule, lambda value: (value, False)
+    )
     return found
 
 
@@ -67,7 +62,7 @@ def _scales(eqn: Any, data: list[bool]) -> bool:
 
 
 def _look(
-    program: Any, network: Channels, leaves: Leaves, values: list[np.ndarray], image: Any
+    program: Any, network: Labelling, leaves: Leaves, values: list[np.ndarray], image: Any
 ) -> list[Seen]:
     """Walks with an array of bool for all that is made from the image and `None` for the rest."""
     seen: list[Seen] = []
@@ -92,7 +87,7 @@ def _look(
             return [np.logical_and(operands[data.index(True)], np.asarray(next(coming)) != 0)]
         return [_spread(eqn, operands, shape) for shape in shapes]
 
-    walk(program, [*[None] * len(leaves), np.ones(image.shape, bool)], rule, lambda value: None)
+    programs.walk(program, [*[None] * len(leaves), np.ones(image.shape, bool)], rule, lambda value: None)
     return seen
 
 
@@ -116,7 +111,7 @@ def _spread(eqn: Any, varying: list[Any], shape: tuple[int, ...]) -> np.ndarray:
     pairs = zip(eqn.invars, varying, strict=True)
     known = [np.zeros(atom.aval.shape, bool) if v is None else v for atom, v in pairs]
     first, axes = known[0], range(len(shape))
-    if name in ELEMENTWISE:
+    if name in programs.ELEMENTWISE:
         return functools.reduce(np.logical_or, (np.broadcast_to(v, shape) for v in known))
     if name in ("reshape", "squeeze"):
         return first.reshape(shape)
@@ -130,20 +125,16 @@ def _spread(eqn: Any, varying: list[Any], shape: tuple[int, ...]) -> np.ndarray:
     if name == "stack":
         return np.stack(known, params["axis"])
     if name == "slice":
-        bounds = zip(
-            params["start_indices"],
-            params["limit_indices"],
-            params["strides"] or [1 for _ in axes],
-            strict=True,
-        )
+        steps = params["strides"] or [1] * first.ndim
+        bounds = zip(params["start_indices"], params["limit_indices"], steps, strict=True)
         return first[tuple(slice(*bound) for bound in bounds)]
-    if name == "pad" and all(
-        low >= 0 and high >= 0 and not inner for low, high, inner in params["padding_config"]
-    ):
-        return np.pad(first, [config[:2] for config in params["padding_config"]]) | known[1]
-    if name in REDUCTIONS:
+    if name == "pad":
+        ends = [pair for pair in programs.appended(params) if pair is not None]
+        if len(ends) == first.ndim:
+            return np.pad(first, ends) | known[1]
+    if name in programs.REDUCTIONS:
         return first.any(params["axes"])
-    if name in WINDOWS:  # anywhere along the axes that they move on
-        moved = tuple(i for i, single in enumerate(untouched(params)) if not single)
+    if name in programs.WINDOWS:  # anywhere along the axes that they move on
+        moved = tuple(i for i, single in enumerate(programs.untouched(params)) if not single)
         return np.broadcast_to(first.any(moved, keepdims=True), shape)
     return np.full(shape, any(v.any() for v in known))

@@ -86,6 +86,15 @@ def density(masks: Tree) -> Array:
     return kept(masks).astype(jnp.float32) / size(masks)
 
 
+def same_layers(a: Tree, b: Tree) -> bool:
+    """Whether two masks are of leaves of the same names and shapes."""
+    ours, theirs = (
+        {name: mask.shape for name, mask in trees.named_leaves(tree).items() if mask is not None}
+        for tree in (a, b)
+    )
+    return ours == theirs
+
+
 def overlap(a: Tree, b: Tree) -> float:
     """Jaccard index |a and b| / |a or b| of two masks, on the host."""
     pairs = list(zip(trees.present(a), trees.present(b), strict=True))

@@ -3,7 +3,7 @@
 JAX reads `None` as an empty subtree; here it is a leaf that says "not prunable".
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +24,18 @@ def named_leaves(tree: Tree) -> dict[str, Any]:
     """{path: leaf} in flattening order, `None` leaves included."""
     pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)
     return {path_name(path): leaf for path, leaf in pairs}
+
+
+def nest(flat: Mapping[str, Any]) -> Tree:
+    """The tree of dictionaries whose `named_leaves` these are."""
+    tree: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        *outer, last = name.split("/")
+        place = tree
+        for key in outer:
+            place = place.setdefault(key, {})
+        place[last] = leaf
+    return tree
 
 
 def map_present(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:

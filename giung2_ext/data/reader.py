@@ -3,6 +3,7 @@
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ class Reader:
         self._queue: queue.Queue[Any] = queue.Queue()
         self._leave = threading.Event()
         self._thread: threading.Thread | None = None
+        self.waited = 0.0  # seconds that batches were not there when they were asked for
 
     def batch(self, step: int) -> Any:
         if step != self._next:
@@ -32,7 +34,9 @@ class Reader:
             )
             self._thread.start()
         self._next = step + 1
+        began = time.perf_counter()
         found = self._queue.get()
+        self.waited += time.perf_counter() - began
         if isinstance(found, BaseException):
             self.close()
             raise found

@@ -19,7 +19,7 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     *("optim.ni", "chain.rewind_ni", "chain.cycles", "chain.late_ni", "evaluation.test_every"),
-    *("feed.randaugment", "placement.worker_processes"),
+    *("feed.randaugment", "placement.worker_processes", "placement.profile"),
 )
 BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "optim.lr": (lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
@@ -34,6 +34,7 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "feed.magnitude": (lambda v: 0 <= v <= 10, "in 0..10"),
     "placement.joined_within": (lambda v: v >= 1, "at least 1"),
     "placement.lost_after": (lambda v: v >= 1, "at least 1"),
+    "placement.lease": (lambda v: 1 <= v < math.inf, "at least 1"),
     "placement.stalled_after": (lambda v: v >= 0, "at least 0"),
 }
 

@@ -15,7 +15,7 @@ from giung2_ext.experiments import flags
 from giung2_ext.experiments.bounds import check_config
 from giung2_ext.experiments.config import Config
 from giung2_ext.storage.checkpoints import CANNOT_WRITE
-from giung2_ext.training import processes, signals
+from giung2_ext.training import compiling, processes, signals
 
 LOST = (
     "if it speaks of a closed connection or of a barrier, another process of the job has ended: see what "
@@ -39,6 +39,8 @@ def guarded(work: Callable[[], None]) -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NOT_A_PLACE + CANNOT_WRITE:
             _leave(_describe(error), Refusal.status if error.errno in NOT_A_PLACE else Failure.status)
+        if said := _of_a_store(error):
+            _leave(said, Failure.status)
         if not processes.joined():
             raise
         traceback.print_exc()
@@ -47,11 +49,23 @@ def guarded(work: Callable[[], None]) -> None:
 
 def _describe(error: OSError) -> str:
     place = f": {error.filename}" if error.filename else ""
-    reason = os.strerror(error.errno or 0)
+    reason = error.strerror or os.strerror(error.errno or 0)
     if error.errno in NOT_A_PLACE:
         return f"not a folder to write to ({reason}){place}"
     hint = "what was saved before is whole; mend that and run the same command again"
     return f"cannot read or write ({reason}){place}; {hint}"
+
+
+def _of_a_store(error: Exception) -> str:
+    """What gcsfs, which reads gs:// for epath, says in its own way; nothing of other errors."""
+    said = (str(error).splitlines() or [""])[0]
+    if isinstance(error, ImportError) and "gcsfs" in said:
+        return "gs:// needs gcsfs: pip install 'giung2_ext[gcs]'"
+    if type(error).__module__.startswith("aiohttp."):
+        return f"the object store does not answer ({said[:300]}); once it does, the same command goes on"
+    if type(error).__module__.startswith(("gcsfs.", "google.")) or said.startswith("Forbidden: "):
+        return f"the object store refused ({said[:300]}); is it there, and may this account use it?"
+    return ""
 
 
 def _leave(message: str, status: int, at_once: bool = True, agreed: bool = False) -> None:
@@ -66,29 +80,42 @@ def _leave(message: str, status: int, at_once: bool = True, agreed: bool = False
     raise SystemExit(status)
 
 
+def default_of(main: Callable[..., None]) -> str:
+    """The config of a script that is given none."""
+    return str(pathlib.Path(inspect.getfile(main)).resolve().parents[1] / "configs/imagenet2012.py")
+
+
 def train_command(
     main: Callable[[Config, str], None],
     doc: str | None,
     table: dict[str, str] = flags.FLAGS,
+    chained: bool = False,
 ) -> None:
     """A script that trains: takes the config's flags and --save=DIR, which it needs."""
-    default = pathlib.Path(inspect.getfile(main)).resolve().parents[1] / "configs/imagenet2012.py"
-    own: dict[str, str | None] = {"save": None}
+    own: dict[str, str | None] = {"save": None, "dry_run": "false"}
 
     def work() -> None:
         arguments = sys.argv[1:]
         if "--help" in arguments:
-            print(flags.usage(doc or "", own, str(default), arguments, table))
+            print(flags.usage(doc or "", own, default_of(main), arguments, table))
             return
         if not any(word.partition("=")[0] == "--save" for word in arguments):
             raise Refusal(f"--save=DIR is required ({flags.CONTINUATION})")
-        config, given = flags.parse(arguments, own, str(default), table)
+        config, given = flags.parse(arguments, own, default_of(main), table)
         if not given["save"]:
             raise Refusal("--save=DIR is required")
         where = config.placement
         check_config(config)
+        if flags.convert(given["dry_run"] or "", bool, False, "dry_run"):
+            from giung2_ext.experiments import dry_run
+
+            dry_run.print_all(config, given["save"], chained)
+            return
         processes.connect(where.distributed, where.joined_within, where.lost_after)
         signals.listen()
+        compiling.keep(where.compilation_cache)
         main(config, given["save"])
+        if processes.first() and compiling.describe():
+            print(compiling.describe())
 
     guarded(work)

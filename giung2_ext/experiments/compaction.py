@@ -9,62 +9,99 @@ import re
 import statistics as averages
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from flax import linen as nn
 
 import giung2_ext.models
-from giung2_ext.core import accounting, compaction, discovery, trees
+from giung2_ext.core import compaction, discovery, trees
 from giung2_ext.core.compaction import Compacted
 from giung2_ext.core.errors import Failure, Refusal
+from giung2_ext.experiments import importing
+from giung2_ext.experiments.building import count_uses, model_of, totals_of
 from giung2_ext.experiments.evaluate import say
 from giung2_ext.experiments.judging import precision_of
-from giung2_ext.experiments.setup import build_model, count_uses
-from giung2_ext.storage import locks, paths, tickets
+from giung2_ext.storage import tickets
+from giung2_ext.storage.tickets import Ticket
 from giung2_ext.training.step import network
 
-Tree = Any
 WIDTHS = {"channels": "Conv", "widths": "Conv", "hidden": "Dense"}
 """The options of models that say how wide layers of a kind are, in the order of their numbers"""
 TOLERANCE = 1e-4  # of the largest logit
 BATCHES, RUNS = (1, 32), 20
 
 
-class Network(NamedTuple):
-    """What a ticket computes."""
-
-    options: dict[str, Any]  # of its model, with its name
-    params: Tree
-    statistics: Tree
-    kept: dict[str, int]  # weights that its masks keep, of the leaves that have one
-
-
 def compact(ckpt: str, to: str, images: int = 64) -> dict[str, Any]:
     """Writes DIR/last.ckpt and says what it saves; of a ticket without dead channels only that."""
-    ticket, folder = tickets.read_ticket(ckpt), epath.Path(to)
-    check_place(folder, ticket.digest)
-    before = network_of(ticket.meta["model"], ticket.params, ticket.statistics, ticket.masks)
-    model, shape = build(before, ticket.meta), ticket.meta["image_shape"]
+    before, folder = tickets.read_ticket(ckpt), epath.Path(to)
+
+    def ours(meta: Mapping[str, Any]) -> bool:
+        return meta.get("parents", {}).get("compacted") == before.digest
+
+    importing.check_place(folder, ours)
+    model = model_of(before.meta)
     found = compaction.compact(
         lambda params, statistics, image: network(model, params, statistics, image, train=False),
-        *(ticket.params, ticket.statistics, ticket.masks),
-        np.zeros((1, *shape), np.float32),
+        *(before.params, before.statistics, before.masks),
+        np.zeros((1, *before.meta["image_shape"]), np.float32),
     )
     if not found.removed:
         say([f"{ckpt}: no channel is dead, so there is nothing to take out; nothing is written"])
         return {"removed": 0}
-    left = options_left(before.options, found)
-    after = network_of(left, found.params, found.statistics, found.masks)
-    smaller = build(after, ticket.meta)
-    wrong = trees.first_mismatch(count_uses(smaller, shape)[0], after.params)
-    if wrong:
-        raise Failure(
-            f"{ckpt} cannot be compacted: {left['name']} built with what is left is another: {wrong}"
+    after = ticket_of(before, found)
+    difference = check_logits(ckpt, before, after, images)
+    last, rows = importing.write(folder, after, ours), costs(before, after)
+    say([*describe(found), *table(rows), f"written: {last} (ticket {after.digest[:16]})"])
+    return {"removed": found.removed, "difference": difference, "costs": rows, "ticket": after.digest}
+
+
+def ticket_of(before: Ticket, found: Compacted) -> Ticket:
+    """What is left of a ticket, of which it is the child."""
+    left = {"model": options_left(before.meta["model"], found), "parents": {"compacted": before.digest}}
+    return tickets.make_ticket(found.params, found.masks, found.statistics, before.meta | left)
+
+
+def options_left(options: Mapping[str, Any], found: Compacted) -> dict[str, Any]:
+    """The model's options with the channels that are left."""
+    narrower = {leaf for leaf, (left, before) in found.layers.items() if left != before}
+    chosen = dict(options)
+    for option in width_options(options["name"]):
+        of_kind = re.compile(rf"{WIDTHS[option]}_(\d+)/kernel")
+        matches = filter(None, map(of_kind.fullmatch, found.layers))
+        own = [match.group() for match in sorted(matches, key=lambda match: int(match.group(1)))]
+        if narrower.intersection(own):
+            chosen[option] = [found.layers[leaf][0] for leaf in own]
+            narrower.difference_update(own)
+    if narrower:
+        known = {name: ", ".join(width_options(name)) for name in discovery.names(giung2_ext.models)}
+        listed = ", ".join(f"{name} ({theirs})" for name, theirs in known.items() if theirs)
+        raise Refusal(
+            f"{options['name']} has no option for the channels that are left of "
+            f"{', '.join(sorted(narrower))}: {found.removed:,} channels are dead and cannot be taken out; "
+            f"nothing is written. Such options have {listed}"
         )
-    difference, largest = compare((model, before), (smaller, after), shape, images)
+    return chosen
+
+
+def width_options(name: str) -> list[str]:
+    """The options of a model that say how wide its layers are."""
+    accepted = discovery.options(giung2_ext.models, "model", name)
+    return [option for option in WIDTHS if option in accepted]
+
+
+def check_logits(ckpt: str, before: Ticket, after: Ticket, images: int) -> float:
+    """The largest difference of the two tickets' logits on random images; more than rounding is refused."""
+    model, shape = after.meta["model"]["name"], after.meta["image_shape"]
+    wrong = trees.first_mismatch(count_uses(model_of(after.meta), shape)[0], after.params)
+    if wrong:
+        raise Failure(f"{ckpt} cannot be compacted: {model} built with what is left is another: {wrong}")
+    pixels = np.random.default_rng(0).integers(0, 256, (images, *shape), dtype=np.uint8)
+    a, b = (np.asarray(forward(ticket)(pixels), np.float64) for ticket in (before, after))
+    if not np.isfinite(a).all():
+        raise Refusal(f"{ckpt}: the network's logits are not finite: it diverged; nothing is written")
+    difference, largest = float(np.abs(a - b).max()), float(np.abs(a).max())
     say(
         [
             f"logits of {images:,} random images differ by at most {difference:.2g}; "
@@ -75,86 +112,30 @@ def compact(ckpt: str, to: str, images: int = 64) -> dict[str, Any]:
         raise Failure(
             f"{ckpt}: logits would change by more than {TOLERANCE:g} of the largest; nothing is written"
         )
-    lineage = {name: value for name, value in ticket.meta.items() if name != "digest"}
-    lineage |= {"model": left, "parents": {"compacted": ticket.digest}}
-    with locks.locked([folder]):
-        path, meta = tickets.write_ticket(folder, found.params, found.masks, found.statistics, lineage)
-        tickets.name_ticket(folder, paths.LAST, path)
-    rows = costs(before, after, ticket.meta)
-    say([*describe(found), *table(rows), f"written: {folder / paths.LAST} (ticket {meta['digest'][:16]})"])
-    return {"removed": found.removed, "difference": difference, "costs": rows, "ticket": meta["digest"]}
+    return difference
 
 
-def check_place(folder: epath.Path, digest: str) -> None:
-    """Refuses a folder that has a ticket of that name which is not what this one was compacted to."""
-    tickets.refuse_inside(folder)
-    name = folder / paths.LAST
-    if name.exists() and tickets.read_meta(name).get("parents", {}).get("compacted") != digest:
-        raise Refusal(f"{name} is another ticket, and would be replaced; choose another --to")
-
-
-def network_of(options: Mapping[str, Any], params: Tree, statistics: Tree, masks: Tree) -> Network:
-    named = trees.named_leaves(masks).items()
-    kept = {name: int(mask.sum()) for name, mask in named if mask is not None}
-    return Network(dict(options), params, statistics, kept)
-
-
-def build(of: Network, meta: Mapping[str, Any], precision: str = "float32") -> nn.Module:
-    options = dict(of.options)
-    return build_model(options.pop("name"), meta["num_classes"], precision, options)
-
-
-def options_left(options: Mapping[str, Any], found: Compacted) -> dict[str, Any]:
-    """The model's options with the channels that are left."""
-    name = options["name"]
-    accepted = discovery.options(giung2_ext.models, "model", name)
-    narrower = {leaf for leaf, (left, before) in found.layers.items() if left != before}
-    chosen = dict(options)
-    for option, kind in WIDTHS.items():
-        matches = filter(None, (re.fullmatch(rf"{kind}_(\d+)/kernel", leaf) for leaf in found.layers))
-        own = [match.group() for match in sorted(matches, key=lambda match: int(match.group(1)))]
-        if option in accepted and narrower.intersection(own):
-            chosen[option] = [found.layers[leaf][0] for leaf in own]
-            narrower.difference_update(own)
-    if narrower:
-        raise Refusal(
-            f"{name} has no option for the channels that are left of {', '.join(sorted(narrower))}: "
-            f"{found.removed:,} channels are dead and cannot be taken out"
-        )
-    return chosen
-
-
-def compare(
-    ours: tuple[nn.Module, Network], theirs: tuple[nn.Module, Network], shape: Any, images: int
-) -> tuple[float, float]:
-    """(the largest difference of two networks' logits, the largest logit) on random images."""
-    pixels = np.random.default_rng(0).integers(0, 256, (images, *shape), dtype=np.uint8)
-    a, b = (np.asarray(forward(model, of)(pixels), np.float64) for model, of in (ours, theirs))
-    return float(np.abs(a - b).max()), float(np.abs(a).max())
-
-
-def forward(model: nn.Module, of: Network) -> Any:
+def forward(ticket: Ticket, precision: str = "float32") -> Any:
     """images -> logits, compiled."""
-    weights = jax.device_put((of.params, of.statistics))
+    model, weights = model_of(ticket.meta, precision), jax.device_put((ticket.params, ticket.statistics))
     run = jax.jit(lambda weights, images: network(model, *weights, images, train=False))
     return lambda images: run(weights, images)
 
 
-def costs(before: Network, after: Network, meta: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+def costs(before: Ticket, after: Ticket) -> dict[str, tuple[float, float]]:
     """{what: (before, after)}."""
-    rows: dict[str, list[float]] = {}
-    for of in (before, after):
-        shapes, _, uses = count_uses(build(of, meta), meta["image_shape"])
-        weights, flops = accounting.totals(accounting.layers(shapes, of.kept, uses), uses)
-        rows.setdefault("parameters", []).append(weights.all)
-        rows.setdefault("kept weights", []).append(weights.kept)
-        rows.setdefault("FLOPs of an image, computed densely", []).append(flops.all)
-    precision = precision_of(meta)
-    runs = [forward(build(of, meta, precision), of) for of in (before, after)]
+    (weights, flops), (weights_left, flops_left) = (totals_of(ticket.meta) for ticket in (before, after))
+    rows: dict[str, tuple[float, float]] = {
+        "parameters": (weights.all, weights_left.all),
+        "kept weights": (weights.kept, weights_left.kept),
+        "FLOPs of an image, computed densely": (flops.all, flops_left.all),
+    }
+    precision = precision_of(before.meta)
+    runs = [forward(ticket, precision) for ticket in (before, after)]
     for batch in BATCHES:
-        images = jax.device_put(np.zeros((batch, *meta["image_shape"]), np.uint8))
+        images = jax.device_put(np.zeros((batch, *before.meta["image_shape"]), np.uint8))
         rows[f"ms a batch of {batch} ({where(precision)})"] = latencies(runs, images)
-    return {name: (row[0], row[1]) for name, row in rows.items()}
+    return rows
 
 
 def where(precision: str) -> str:
@@ -162,8 +143,8 @@ def where(precision: str) -> str:
     return f"{precision}, {device.platform}, {device.device_kind}"
 
 
-def latencies(runs: list[Any], images: Any) -> list[float]:
-    """The median milliseconds of each, measured in turns, compiled before."""
+def latencies(runs: list[Any], images: Any) -> tuple[float, float]:
+    """The median milliseconds of two, measured in turns, compiled before."""
     found: list[list[float]] = [[] for _ in runs]
     for turn in range(RUNS + 2):
         for run, times in zip(runs, found, strict=True):
@@ -171,7 +152,8 @@ def latencies(runs: list[Any], images: Any) -> list[float]:
             jax.block_until_ready(run(images))
             if turn > 1:  # the first compiles, the second warms
                 times.append(1000 * (time.perf_counter() - began))
-    return [averages.median(times) for times in found]
+    first, second = (averages.median(times) for times in found)
+    return first, second
 
 
 def describe(found: Compacted) -> list[str]:

@@ -127,13 +127,18 @@ def default_config() -> Config:
     c.placement.keep_states = 2
     c.placement.mesh = config_dict.placeholder(str)  # data:8 or data:4,fsdp:2; all devices on data
     c.placement.grad_accum = "1"  # micro-batches of a batch; auto: as few as fit in memory
+    c.placement.compilation_cache = "auto"  # a folder or bucket of compiled programs; auto: the user's; off
+    c.placement.profile = 0  # steps that are traced, once the first chunk is done: DIR/profile
+    c.placement.remat = False  # keep less for the way back, and compute what is cheap again
     c.placement.distributed = "auto"  # auto | on | off: be one of several processes
     c.placement.joined_within = 300  # seconds that its processes wait for each other at the start
     c.placement.lost_after = 30  # seconds without a heartbeat until a process is given up, and the job
     c.placement.stalled_after = 1800.0  # seconds without progress of such a job; 0: wait for ever
+    c.placement.lease = 120.0  # seconds that a lock on an object store outlives a process that was killed
     c.placement.population = "auto"  # auto | map | vmap
     c.placement.members = "auto"  # most trials and arms that train side by side; auto: as many as fit
     c.placement.tensorboard = False  # event files too; needs the extra of that name
+    c.placement.wandb = ""  # a project of Weights & Biases that is told too; needs the extra of that name
     return c.lock()
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from giung2_ext.core import accounting, trees
+from giung2_ext.core import accounting
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
 from giung2_ext.data.source import Missing
 from giung2_ext.experiments import scores
+from giung2_ext.experiments.building import totals_of
 from giung2_ext.experiments.config import Config, default_config
 from giung2_ext.experiments.judging import (
     Dataset,
@@ -23,7 +24,6 @@ from giung2_ext.experiments.judging import (
     open_dataset,
 )
 from giung2_ext.experiments.scores import Columns
-from giung2_ext.experiments.setup import build_model, count_uses
 from giung2_ext.storage import paths, tickets
 from giung2_ext.storage import predictions as kept
 from giung2_ext.training import processes
@@ -94,20 +94,11 @@ def say(lines: Iterable[str]) -> None:
         print("\n".join(lines), flush=True)
 
 
-def totals(meta: dict[str, Any]) -> tuple[accounting.Totals, accounting.Totals]:
-    """Weights and FLOPs of a ticket's network, dense and sparse."""
-    options = dict(meta["model"])
-    model = build_model(options.pop("name"), meta["num_classes"], "float32", options)
-    shapes, _, uses = count_uses(model, meta["image_shape"])
-    layers = {name: count for name, (count, _) in meta["layers"].items()}
-    return accounting.totals(accounting.layers(shapes, layers, uses), uses)
-
-
 def describe(judge: Judge) -> None:
     """The ticket: what it is, what it was trained in, what it costs."""
     meta = judge.meta
     where = f"imported, {meta['imported']['format']}" if "imported" in meta else f"step {meta['step']:,}"
-    weights, flops = totals(meta)
+    weights, flops = totals_of(meta)
     say(
         [
             f"{judge.ckpt} (ticket {judge.ticket.digest[:16]}, {where}): "
@@ -122,9 +113,7 @@ def describe(judge: Judge) -> None:
 def describe_overlap(judge: Judge, reference: Judge) -> str:
     """How much two tickets' masks have in common, where they are of the same layers."""
     masks = judge.ticket.masks, reference.ticket.masks
-    named = [trees.named_leaves(tree).items() for tree in masks]
-    ours, theirs = ({name: m.shape for name, m in leaves if m is not None} for leaves in named)
-    if ours != theirs:
+    if not masking.same_layers(*masks):
         return f"masks: of other layers than those of {reference.ckpt}"
     return (
         f"masks: {masking.overlap(*masks):.4f} of what this ticket or {reference.ckpt} keeps is kept by "

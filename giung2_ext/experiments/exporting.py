@@ -15,7 +15,8 @@ from safetensors import numpy as safetensors
 
 from giung2_ext.core import trees
 from giung2_ext.core.errors import Refusal, unknown
-from giung2_ext.experiments.importing import Network, Wishes, ticket_of
+from giung2_ext.experiments.fitting import Network
+from giung2_ext.experiments.importing import Wishes, ticket_of
 from giung2_ext.models import _torch_names
 from giung2_ext.storage import paths, single_files, tickets, torch_files
 from giung2_ext.storage.importers.state_dict import ABOUT
@@ -66,6 +67,9 @@ FORMATS: dict[str, Callable[[tickets.Ticket, bool], bytes]] = {
     ".safetensors": to_safetensors,
     ".npz": to_compact,
 }
+
+
+WITH_MASKS = (".pt", ".pth", ".safetensors")
 
 
 def no_format(path: epath.Path) -> Refusal:

@@ -115,13 +115,6 @@ def _streamed(config: Config, source: Source, population: Population, splits: Se
         with contextlib.closing(reader):
             yield reader
 
-    rows_of = jax.eval_shape(
-        lambda: {
-            "images": jnp.zeros((size, *source.image_shape), jnp.uint8),
-            "labels": jnp.zeros(size, jnp.int32),
-            "valid": jnp.zeros(size, bool),
-        }
-    )
     evaluation = {
         name: Stream(
             source.split(name),
@@ -133,7 +126,17 @@ def _streamed(config: Config, source: Source, population: Population, splits: Se
         )
         for name in splits
     }
-    return Data(None, layout.abstract_rows(rows_of), open_, {}, evaluation)
+    return Data(None, batch_shapes(population, size, source.image_shape), open_, {}, evaluation)
+
+
+def batch_shapes(population: Population, size: int, image_shape: tuple[int, ...]) -> Tree:
+    """The shapes and places of a streamed batch."""
+    rows = {
+        "images": jax.ShapeDtypeStruct((size, *image_shape), jnp.uint8),
+        "labels": jax.ShapeDtypeStruct((size,), jnp.int32),
+        "valid": jax.ShapeDtypeStruct((size,), jnp.bool_),
+    }
+    return population.layout.abstract_rows(rows)
 
 
 class Warnings:

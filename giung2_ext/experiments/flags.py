@@ -34,10 +34,12 @@ ORIGINAL_FLAGS = {
     "mixed_precision": "mixed_precision",
 }
 PLACEMENT_FLAGS = {
-    name: f"placement.{name}" for name in ("mesh", "grad_accum", "distributed", "save_every")
+    name: f"placement.{name}"
+    for name in ("mesh", "grad_accum", "remat", "distributed", "save_every", "compilation_cache", "profile")
 }
 OTHER_FLAGS = {"select_on": "evaluation.select_on", "datasets": "judge.datasets"}
 FLAGS = ORIGINAL_FLAGS | PLACEMENT_FLAGS | OTHER_FLAGS
+IMP_FLAGS = FLAGS | {"pruning_ratio": "chain.pruning_ratio"}  # of imp.py, which starts each cycle itself
 CONTINUATION = "if a command spans lines, every line but the last must end in a backslash"
 Words = dict[str, list[str]]
 
@@ -137,7 +139,8 @@ def parse(
 ) -> tuple[Config, dict[str, str | None]]:
     """The completed, locked config and the values of the script's own flags (`extra`: defaults)."""
     words = split(arguments)
-    own = {n: _value(n, words.pop(n), False) if n in words else v for n, v in extra.items()}
+    switches = ("true", "false")
+    own = {n: _value(n, words.pop(n), v in switches) if n in words else v for n, v in extra.items()}
     text = _value("config", words.pop("config"), False) if "config" in words else default_config
     config, file = _load(text, words)
 

@@ -22,10 +22,12 @@ from giung2_ext.experiments.bounds import check_config
 from giung2_ext.experiments.config import Config, recipe
 from giung2_ext.experiments.evaluate import datasets_of, judge_best
 from giung2_ext.experiments.feeding import is_streamed
+from giung2_ext.experiments.joining import check_job, check_place
 from giung2_ext.experiments.lottery import Chain, Planned, check_chain, check_counts, plan, plan_chains
 from giung2_ext.experiments.progress import Progress, clock, density_text, percent
 from giung2_ext.experiments.recover import saved_recipes
-from giung2_ext.experiments.single import Run, check_job, check_precision, results_of, settled, train
+from giung2_ext.experiments.settling import settled
+from giung2_ext.experiments.single import Run, check_precision, results_of, train
 from giung2_ext.experiments.start import check_start
 from giung2_ext.storage import locks, paths, records
 from giung2_ext.training import processes
@@ -78,7 +80,7 @@ class Story:
         worked = [self._train(name, group) for (own, _), group in self.groups.items() if own == number]
         spent = "finished before"
         if any(worked):
-            spent = f"{clock(time.monotonic() - began)}, {self.progress.left()} left"
+            spent = f"{clock(time.monotonic() - began)}, {self.progress.left()}"
         runs = [p for p in self.planned if p.round == number]
         self.progress.line(self._line(name, [p for p in runs if p.chain.arm is None], spent))
         for p in runs:
@@ -154,19 +156,25 @@ def ni_of(group: Sequence[Run]) -> int:
     return group[0].config.optim.ni
 
 
-def run_chain(config: Config, save: str) -> epath.Path:
-    """The whole chain below `save`; what is finished is skipped, what was interrupted continues."""
+def side_by_side(config: Config) -> int:
+    """How many members, trials and their arms, train in one program on a device each; 1: none do."""
+    return 1 if is_streamed(config.data.name) else config.chain.trials * (1 + len(config.chain.arms))
+
+
+def prepare(
+    config: Config, folder: epath.Path, start: bool = True
+) -> tuple[Config, list[Chain], list[Planned]]:
+    """What is decided and checked before anything is computed; without `start` no folder is touched."""
     check_chain(config)
     check_precision(config)
-    folder = epath.Path(save)
-    members = config.chain.trials * (1 + len(config.chain.arms))
-    together = members > 1 and not is_streamed(config.data.name)
-    if together:
-        use_cpu_cores(members)
-    check_job(folder, config)
+    members = side_by_side(config)
+    use_cpu_cores(members)
+    check_place(folder, config)
+    if start:
+        check_job(folder, config)
     processes.agree(lambda: check_layout(config, folder))
     config = config.copy_and_resolve_references()
-    if together and config.placement.mesh:
+    if members > 1 and config.placement.mesh:
         read_sizes(config.placement.mesh)
         raise Refusal(
             f"--mesh={config.placement.mesh}: the {members} members of this chain (trials and arms) have a "
@@ -178,11 +186,20 @@ def run_chain(config: Config, save: str) -> epath.Path:
     for p in planned:
         check_config(p.run.config)
         check_start(p.run.config)
-    setups.check_setup(config, together)
+    setups.check_setup(config, members > 1)
+    return config, chains, planned
+
+
+def run_chain(config: Config, save: str) -> epath.Path:
+    """The whole chain below `save`; what is finished is skipped, what was interrupted continues."""
+    folder = epath.Path(save)
+    config, chains, planned = prepare(config, folder)
+    together = side_by_side(config) > 1
     story = Story(config, folder, planned, together)
     story.progress.line(describe(config, chains, together, folder))
     with contextlib.ExitStack() as open_until_done:
-        processes.agree(lambda: open_until_done.enter_context(locks.locked(story.held)))
+        lock = locks.locked(story.held, config.placement.lease, story.progress.line)
+        processes.agree(lambda: open_until_done.enter_context(lock))
         check_counts(config, story.setups.dense_masks(planned[0].run.config))
         story.run()
     return folder

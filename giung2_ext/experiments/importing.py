@@ -1,30 +1,30 @@
-"""From a file of another suite to a ticket: a name that is left over on either side is refused."""
+"""From a file of another suite to a ticket."""
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
+import safetensors
 from etils import epath
-from flax import traverse_util
-from safetensors import numpy as safetensors
 
 import giung2_ext.storage.importers
 from giung2_ext.core import discovery, trees
-from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
+from giung2_ext.experiments import fitting
 from giung2_ext.experiments.config import Config, complete, default_config
-from giung2_ext.experiments.setup import build_model, count_uses
-from giung2_ext.models import _torch_names
-from giung2_ext.storage import paths, single_files, survival, tickets, torch_files
+from giung2_ext.models import _torch_shapes
+from giung2_ext.storage import locks, paths, records, single_files, survival, tickets, torch_files
 from giung2_ext.storage.importers._parts import Arrays, Content, Parts
 
-FEW = 5  # names in a message
-KERNELS = ("conv", "dense", "kernel")  # kinds of entries that have masks
-RULES = ("conv", "body", "inner", "blocks", "kernels")  # the first that has all masked leaves
+DTYPES: dict[str, Any] = {  # of safetensors
+    **dict(F64="<f8", F32="<f4", F16="<f2", BF16=ml_dtypes.bfloat16, BOOL="?"),
+    **{f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)},
+}
 SMALL = {10: "cifar10", 100: "cifar100"}  # what networks for small images are trained on, by their classes
 SHAPES = {
     **{name: [32, 32, 3] for name in ("cifar10", "cifar100")},
@@ -33,13 +33,25 @@ SHAPES = {
 }
 
 
+OF_WEIGHTS = ("like", "data_name", "mean", "std", "prunable")
+
+
 class Wishes(NamedTuple):
     """What the user says that a file does not."""
 
+    like: str | None = None  # a ticket of the same network
     data_name: str | None = None
+    mean: tuple[float, ...] | None = None  # of the pixels
+    std: tuple[float, ...] | None = None
     prunable: str | None = None
     onto: str | None = None
     cycle: int | None = None  # of the map of a chain
+
+    def only(self, taken: Iterable[str], what: str) -> None:
+        """Refuses those that say nothing about such a file."""
+        for wish, value in self._asdict().items():
+            if value is not None and wish not in taken:
+                raise Refusal(f"--{wish} says nothing about {what}: leave it out")
 
 
 def read_content(content: bytes, name: str) -> Content:
@@ -53,7 +65,11 @@ def _safetensors(content: bytes, name: str) -> Content:
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         extra = {key: text.encode() for key, text in header.get("__metadata__", {}).items()}
-        return Content(name, dict(safetensors.load(content)), extra)
+        arrays = {
+            key: np.frombuffer(one["data"], DTYPES[one["dtype"]]).reshape(one["shape"])
+            for key, one in safetensors.deserialize(content)
+        }
+        return Content(name, arrays, extra)
     except Exception as error:  # a damaged file raises a dozen kinds
         raise Refusal(f"{name} cannot be read as safetensors ({error})") from error
 
@@ -62,7 +78,13 @@ def take_apart(content: Content) -> Parts:
     """The parts of a file, by the one importer that knows it."""
     package = giung2_ext.storage.importers
     for name in discovery.names(package):
-        parts = discovery.maker(package, "importer", name)(content)
+        try:
+            parts = discovery.maker(package, "importer", name)(content)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise Refusal(
+                f"{content.name} looks like a file of {name}, and is not made like one "
+                f"({type(error).__name__}: {error})"
+            ) from error
         if parts is not None:
             return parts
     raise Refusal(
@@ -73,24 +95,28 @@ def take_apart(content: Content) -> Parts:
 
 def described(parts: Parts, wishes: Wishes, name: str) -> dict[str, Any]:
     """Model, data and what follows from them, as a ticket's meta has them."""
-    if parts.meta is not None:
-        return {key: parts.meta[key] for key in ("model", "data", "num_classes", "image_shape")}
+    if wishes.like is not None or parts.meta is not None:
+        meta = tickets.read_meta(wishes.like) if wishes.like is not None else parts.meta
+        assert meta is not None
+        return {key: meta[key] for key in ("model", "data", "num_classes", "image_shape")}
     heads = ["fc.weight", "classifier.weight", "classifier.6.weight"]
     heads += sorted((k for k in parts.tensors if re.fullmatch(r"linear\.\d+\.weight", k)), reverse=True)
     head = next((parts.tensors[key] for key in heads if key in parts.tensors), None)
     if head is None:
         raise Refusal(f"{name}: no classifier; looked for {', '.join(heads)}")
     classes = len(head)
-    large = parts.model.get("stem") == "large" or parts.model.get("head") == "dense"
+    model = _torch_shapes.options_of(parts.tensors, name) | parts.model
+    large = model.get("stem") == "large" or model.get("head") == "dense"
     data = wishes.data_name or ("imagenet2012" if large and classes == 1000 else None)
     data = data or (None if large else SMALL.get(classes))
     if data is None or data not in SHAPES:
         raise Refusal(
             f"{name} has {classes} classes: say which set it is of, --data_name=NAME, NAME one of "
-            f"{', '.join(SHAPES)}" + (f"; got {data}" if data else "")
+            f"{', '.join(SHAPES)}{f' (got {data})' if data else ''}, or --like=TICKET, one of the same "
+            "network"
         )
     config = default_config().unlock()
-    config.model, config.data = Config(parts.model), Config(dict(name=data))
+    config.model, config.data = Config(model), Config(dict(name=data))
     config = complete(config)
     if "mean" in config.data and len(parts.mean) == SHAPES[data][-1]:
         config.data.mean, config.data.std = tuple(parts.mean), tuple(parts.std)
@@ -98,140 +124,41 @@ def described(parts: Parts, wishes: Wishes, name: str) -> dict[str, Any]:
     return plain | {"num_classes": classes, "image_shape": SHAPES[data]}
 
 
-def pixels_of(parts: Parts, about: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Mean and std of the images: the file's, or else those of the set."""
-    mean, std = parts.mean, parts.std
-    if len(mean) != about["image_shape"][-1]:
+def pixels_of(parts: Parts, wishes: Wishes, about: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Mean and std of the images: as wished, the like ticket's, the file's, or else those of the set."""
+    channels, (mean, std) = about["image_shape"][-1], (parts.mean, parts.std)
+    if wishes.like is not None:
+        stored = tickets.read_ticket(wishes.like).statistics["image_stats"]
+        mean, std = stored["m"], stored["s"]
+    elif len(mean) != channels:
         mean, std = about["data"]["mean"], about["data"]["std"]
+    mean, std = wishes.mean or mean, wishes.std or std
+    if len(mean) != channels or len(std) != channels:
+        raise Refusal(f"--mean and --std have one number for each of {channels} channels")
     return {"m": np.asarray(mean, np.float32), "s": np.asarray(std, np.float32)}
-
-
-def _names(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    more = f", … ({len(listed)} in all)" if len(listed) > FEW else ""
-    return ", ".join(listed[:FEW]) + more
-
-
-class Network(NamedTuple):
-    """What a file must fit."""
-
-    entries: list[_torch_names.Entry]
-    leaves: dict[str, tuple[int, ...]]  # of parameters
-    statistics: dict[str, tuple[int, ...]]
-
-    @classmethod
-    def of(cls, about: Mapping[str, Any]) -> "Network":
-        """`about` is a ticket's meta, or the part of it that says what network it is."""
-        options = dict(about["model"])
-        model = build_model(options.pop("name"), about["num_classes"], "float32", options)
-        found = count_uses(model, about["image_shape"])[:2]
-        trees_of = (found[0], found[1].get("batch_stats", {}))
-        leaves, statistics = (
-            {name: tuple(leaf.shape) for name, leaf in trees.named_leaves(tree).items()}
-            for tree in trees_of
-        )
-        named = _torch_names.entries(about["model"], leaves, statistics, about["image_shape"])
-        return cls(named, leaves, statistics)
-
-    def shape(self, entry: _torch_names.Entry) -> tuple[int, ...]:
-        return (self.statistics if entry.kind == "statistic" else self.leaves)[entry.ours]
-
-
-def rename(tensors: Arrays, network: Network, name: str) -> tuple[Arrays, Arrays]:
-    """Parameters and statistics in our names and layouts.
-
-    Where a suite has no bias at all, or no parameter in its normalisations, they are those that do nothing.
-    """
-    left, missing = dict(tensors), []
-    found: tuple[Arrays, Arrays] = ({}, {})
-    there = {entry.kind for entry in network.entries if entry.theirs in tensors}
-    for entry in network.entries:
-        shape, group = network.shape(entry), found[entry.kind == "statistic"]
-        tensor = left.pop(entry.theirs, None)
-        if tensor is None and entry.kind in ("norm", "bias") and entry.kind not in there:
-            group[entry.ours] = np.full(shape, entry.ours.endswith("scale"), np.float32)
-        elif tensor is None:
-            missing.append(entry.theirs)
-        else:
-            group[entry.ours] = _fitting(entry, tensor, shape, name).astype(np.float32)
-    if missing or left:
-        told = [f"it lacks {_names(missing)}"] if missing else []
-        told += [f"it has {_names(left)}, which the network has not"] if left else []
-        raise Refusal(f"{name}: {'; '.join(told)}")
-    return found
-
-
-def _fitting(
-    entry: _torch_names.Entry, tensor: np.ndarray, shape: tuple[int, ...], name: str
-) -> np.ndarray:
-    leaf = _torch_names.from_torch(entry, tensor)
-    if leaf.shape != shape:
-        raise Refusal(
-            f"{name}: {entry.theirs} has shape {tensor.shape}, of which no leaf of {shape} can be made"
-        )
-    return np.ascontiguousarray(leaf)
-
-
-def place_masks(parts: Parts, network: Network, name: str) -> Arrays:
-    """The masks in our names and layouts."""
-    weights = {entry.theirs: entry for entry in network.entries if entry.kind in KERNELS}
-    given = parts.masks
-    if not isinstance(given, Mapping):
-        if len(given) != len(weights):
-            raise Refusal(f"{name} has {len(given)} masks of weights, the network {len(weights)} weights")
-        given = {key: mask for key, mask in zip(weights, given, strict=True) if mask is not None}
-    foreign = given.keys() - weights.keys()
-    if foreign:
-        raise Refusal(f"{name} has masks of {_names(foreign)}, which the network has not")
-    return {
-        weights[key].ours: _fitting(weights[key], mask, network.shape(weights[key]), name)
-        for key, mask in given.items()
-    }
-
-
-def choose_rule(params: trees.Tree, masked: Iterable[str], wanted: str | None, name: str) -> str:
-    """The named rule of prunable leaves, as narrow as the masks allow."""
-    masked = set(masked)
-    for rule in [wanted] if wanted else RULES:
-        prunable = {n for n, m in trees.named_leaves(masking.dense(params, rule)).items() if m is not None}
-        if prunable and masked <= prunable:
-            return rule
-    raise Refusal(
-        f"{name}: no rule of prunable leaves ({wanted or ', '.join(RULES)}) has all of {_names(masked)}"
-    )
-
-
-def assemble(
-    params: Arrays, given: Arrays, wanted: str | None, name: str
-) -> tuple[trees.Tree, trees.Tree, str]:
-    """Parameters, 0 where pruned, and masks as trees, with the rule of what is prunable."""
-    rule = choose_rule(_nest(params), given, wanted, name)
-    dense = trees.named_leaves(masking.dense(_nest(params), rule))
-    masks = {n: None if mask is None else given.get(n, np.asarray(mask)) for n, mask in dense.items()}
-    return _nest(_zeroed(params, masks)), _nest(masks), rule
-
-
-def _zeroed(params: Arrays, masks: Mapping[str, Any]) -> Arrays:
-    return {n: w if masks[n] is None else np.where(masks[n], w, np.float32(0)) for n, w in params.items()}
-
-
-def _nest(flat: Mapping[str, Any]) -> trees.Tree:
-    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def import_parts(parts: Parts, wishes: Wishes, name: str, sha256: str) -> tickets.Ticket:
     """The ticket that a file's parts make."""
     about = described(parts, wishes, name)
-    network = Network.of(about)
-    flat, found = rename(parts.tensors, network, name)
-    given = place_masks(parts, network, name)
-    statistics = {"image_stats": pixels_of(parts, about)} | ({"batch_stats": _nest(found)} if found else {})
+    network = fitting.Network.of(about)
+    flat, found = fitting.rename(parts.tensors, network, name)
+    given = fitting.place_masks(parts, network, name)
+    statistics = {"image_stats": pixels_of(parts, wishes, about)} | (
+        {"batch_stats": trees.nest(found)} if found else {}
+    )
     if parts.meta is None:
-        params, masks, rule = assemble(flat, given, wishes.prunable, name)
-        return tickets.make_ticket(params, masks, statistics, _lineage(parts, about, rule, sha256))
+        lineage, wanted = _lineage(parts, about, sha256), wishes.prunable
+        if wishes.like is not None:
+            base = tickets.read_ticket(wishes.like)
+            lineage["parents"] = {"like": base.digest}
+            masked = (n for n, mask in trees.named_leaves(base.masks).items() if mask is not None)
+            wanted = wanted or (base.meta["prunable_rule"] if given.keys() <= set(masked) else None)
+        params, masks, lineage["prunable_rule"] = fitting.assemble(flat, given, wanted, name)
+        return tickets.make_ticket(params, masks, statistics, lineage)
     own = {key: value for key, value in parts.meta.items() if key != "exported"}
     masks = {leaf: given.get(leaf) for leaf in flat}
-    ticket = tickets.make_ticket(*map(_nest, (_zeroed(flat, masks), masks)), statistics, own)
+    ticket = tickets.make_ticket(*map(trees.nest, (fitting.zeroed(flat, masks), masks)), statistics, own)
     if ticket.digest != parts.meta["digest"]:
         raise Refusal(
             f"{name} is not the ticket {parts.meta['digest'][:16]} that it was exported from: it was "
@@ -240,13 +167,12 @@ def import_parts(parts: Parts, wishes: Wishes, name: str, sha256: str) -> ticket
     return ticket
 
 
-def _lineage(parts: Parts, about: dict[str, Any], rule: str, sha256: str) -> dict[str, Any]:
+def _lineage(parts: Parts, about: dict[str, Any], sha256: str) -> dict[str, Any]:
     return {
         "seed": None,
         "step": parts.step,
         "parents": {},
         "imported": {"format": parts.note, "sha256": sha256},
-        "prunable_rule": rule,
         "precision": "float32",
         **about,
     }
@@ -263,7 +189,7 @@ def put_masks(given: Arrays, onto: str, what: dict[str, Any], name: str) -> tick
         )
     same = given.keys() <= pruned.keys()
     wanted = base.meta["prunable_rule"] if same else None
-    params, masks, rule = assemble(trees.named_leaves(base.params), given, wanted, name)
+    params, masks, rule = fitting.assemble(trees.named_leaves(base.params), given, wanted, name)
     lineage = base.meta | {"parents": {"weights": base.digest}, "imported": what, "prunable_rule": rule}
     return tickets.make_ticket(params, masks, base.statistics, lineage)
 
@@ -272,7 +198,7 @@ def masks_of_list(parts: Parts, onto: str, name: str) -> Arrays:
     if not all(mask.all() for mask in parts.masks if mask is not None and mask.ndim == 1):
         raise Refusal(f"{name} prunes scales of normalisation, which no ticket does")
     of_weights = parts._replace(masks=[m for m in parts.masks if m is None or m.ndim > 1])
-    return place_masks(of_weights, Network.of(tickets.read_meta(onto)), name)
+    return fitting.place_masks(of_weights, fitting.Network.of(tickets.read_meta(onto)), name)
 
 
 def masks_of_cycle(found: survival.Survival, cycle: int | None, onto: str, name: str) -> Arrays:
@@ -290,6 +216,7 @@ def open_any(path: epath.Path, wishes: Wishes) -> tuple[tickets.Ticket, str]:
     """A ticket, or the ticket that a file of another suite makes, and what it is."""
     name = os.fspath(path)
     if not path.exists() or path.is_dir() or not paths.is_single(path):
+        wishes.only((), f"{name}, which is a ticket")
         return tickets.read_ticket(path), "a ticket"
     return ticket_of(path.read_bytes(), name, wishes)
 
@@ -298,6 +225,7 @@ def ticket_of(content: bytes, name: str, wishes: Wishes) -> tuple[tickets.Ticket
     """The ticket of a file with this content, and what it is; `name` is for messages."""
     what: dict[str, Any] = {"sha256": hashlib.sha256(content).hexdigest()}
     if survival.is_survival(content):
+        wishes.only(("onto", "cycle"), f"{name}, which is the map of a chain")
         found = survival.from_bytes(content, name)
         what |= {"format": f"the mask of cycle {wishes.cycle} of a chain"}
         onto = _onto(wishes, name)
@@ -306,8 +234,13 @@ def ticket_of(content: bytes, name: str, wishes: Wishes) -> tuple[tickets.Ticket
     if single_files.recognises(content):
         ticket = tickets.ticket_of_file(content, name)
         original = ticket.meta.get("imported", {}).get("format") == "original"
-        return ticket, "a checkpoint of the original suite" if original else "a compact ticket"
+        kind = "a checkpoint of the original suite" if original else "a compact ticket"
+        wishes.only((), f"{name}, which is {kind}")
+        return ticket, kind
     parts = take_apart(read_content(content, name))
+    ours = parts.meta is not None
+    taken = (() if ours else OF_WEIGHTS) if parts.tensors else ("onto",)
+    wishes.only(taken, f"{name}, which is {parts.note}")
     if parts.tensors:
         return import_parts(parts, wishes, name, what["sha256"]), parts.note
     what |= {"format": parts.note}
@@ -321,15 +254,32 @@ def _onto(wishes: Wishes, name: str) -> str:
     return wishes.onto
 
 
-def write(folder: epath.Path, ticket: tickets.Ticket) -> epath.Path:
-    """The ticket in a folder of its own, under the name `last.ckpt`."""
+def check_place(folder: epath.Path, is_ours: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Refuses a folder of a run, and one whose `last.ckpt` is a ticket that is not `is_ours(its meta)`."""
     tickets.refuse_inside(folder)
+    parts = (paths.TICKETS, paths.STATES, paths.CHAIN_STATES, paths.DAMAGED)
+    run = folder.parent if folder.name in parts else folder
+    if (run / records.CONFIG).exists():
+        raise Refusal(f"{run} is the folder of a run: choose another")
     last = folder / paths.LAST
-    if (folder / "config.json").exists():
-        raise Refusal(f"{folder} is the folder of a run: choose another")
-    if last.exists() and tickets.read_meta(last)["digest"] != ticket.digest:
+    if last.exists() and not is_ours(tickets.read_meta(last)):
         raise Refusal(f"{last} is another ticket: choose another folder")
-    if not last.exists():
-        place, _ = tickets.write_ticket(folder, ticket.params, ticket.masks, ticket.statistics, ticket.meta)
-        tickets.name_ticket(folder, paths.LAST, place)
+
+
+def write(
+    folder: epath.Path, ticket: tickets.Ticket, is_ours: Callable[[Mapping[str, Any]], bool] | None = None
+) -> epath.Path:
+    """The ticket in a folder of its own, under the name `last.ckpt`; what it replaces `is_ours`."""
+    last = folder / paths.LAST
+
+    def same(meta: Mapping[str, Any]) -> bool:
+        return meta["digest"] == ticket.digest
+
+    check_place(folder, is_ours or same)
+    if not (last.exists() and same(tickets.read_meta(last))):
+        with locks.locked([folder]):
+            where, _ = tickets.write_ticket(
+                folder, ticket.params, ticket.masks, ticket.statistics, ticket.meta
+            )
+            tickets.name_ticket(folder, paths.LAST, where)
     return last

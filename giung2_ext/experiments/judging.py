@@ -20,9 +20,9 @@ from giung2_ext.core import discovery, predictions
 from giung2_ext.core.errors import Refusal
 from giung2_ext.data.source import Records, Source
 from giung2_ext.experiments import scores
+from giung2_ext.experiments.building import build_model, judged_in
 from giung2_ext.experiments.config import Config
 from giung2_ext.experiments.feeding import KIND, Stream, fingerprint
-from giung2_ext.experiments.setup import build_model, judged_in
 from giung2_ext.storage import predictions as kept
 from giung2_ext.storage import tickets
 from giung2_ext.training import processes, signals

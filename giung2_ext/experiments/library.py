@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.errors
 import jax
 import numpy as np
 from etils import epath
@@ -18,7 +19,7 @@ from giung2_ext.core import masks as masking
 from giung2_ext.core import trees
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import importing
-from giung2_ext.experiments.setup import build_model
+from giung2_ext.experiments.building import model_of
 from giung2_ext.storage import paths, survival, tickets
 from giung2_ext.training.step import network
 
@@ -53,11 +54,9 @@ class Ticket:
 
     def overlap(self, other: "Ticket") -> float:
         """Of what one of the two keeps, the part that both keep (Jaccard index)."""
-        shapes = [
-            {name: mask.shape for name, mask in trees.named_leaves(t.masks).items() if mask is not None}
-            for t in (self, other)
-        ]
-        if shapes[0] != shapes[1]:
+        if not isinstance(other, Ticket):
+            raise Refusal(f"overlap is with a ticket, of load_ticket; got {type(other).__name__}")
+        if not masking.same_layers(self.masks, other.masks):
             raise Refusal("the masks of these tickets are of other layers: they have no overlap")
         return masking.overlap(self.masks, other.masks)
 
@@ -67,20 +66,32 @@ class Ticket:
 
         Compiled once for every shape; differentiable by `params`.
         """
-        options = dict(self.lineage["model"])
-        model = build_model(options.pop("name"), self.lineage["num_classes"], "float32", options)
+        model, shape = model_of(self.lineage), self.lineage["image_shape"]
 
         @jax.jit
         def logits(images: Array, params: Tree) -> Array:
             return network(model, params, self.statistics, images, train=False)
 
-        return lambda images, params=None: logits(images, self.params if params is None else params)
+        def apply(images: Array, params: Tree | None = None) -> Array:
+            try:
+                return logits(images, self.params if params is None else params)
+            except flax.errors.ScopeParamShapeError as error:
+                raise Refusal(
+                    f"images are {tuple(images.shape)}, the network was trained on {tuple(shape)}"
+                ) from error
+
+        return apply
 
 
-def load_ticket(path: Path) -> Ticket:
+def load_ticket(path: Path, *, like: Path | None = None, data_name: str | None = None) -> Ticket:
     """Any checkpoint of a run, a compact ticket or a checkpoint of the original suite, verified; a file of
-    PyTorch or safetensors that `scripts/convert.py` can import too."""
-    ticket, _ = importing.open_any(epath.Path(path), importing.Wishes())
+    PyTorch or safetensors that `scripts/convert.py` can import too.
+
+    Of such a file `like` names a ticket of the same network, or `data_name` the set that it is of, where
+    the file does not tell.
+    """
+    wishes = importing.Wishes(None if like is None else os.fspath(like), data_name)
+    ticket, _ = importing.open_any(epath.Path(path), wishes)
     return Ticket(ticket.params, ticket.masks, ticket.statistics, ticket.meta)
 
 
@@ -91,6 +102,13 @@ def save_ticket(
 
     Weights are 0 where the mask is: a mask of other leaves or shapes than the weights is refused.
     """
+    if not isinstance(like, Ticket):
+        raise Refusal(f"like is a ticket, of load_ticket; got {type(like).__name__}")
+    soft = [
+        n for n, m in trees.named_leaves(masks).items() if m is not None and not np.isin(m, (0, 1)).all()
+    ]
+    if soft:
+        raise Refusal(f"masks are True or False; that of {soft[0]} has other values")
     statistics = {**like.statistics, **(statistics or {})}
     problem = trees.first_mismatch(like.params, params) or trees.first_mismatch(like.statistics, statistics)
     stored, wanted = trees.named_leaves(masks), trees.named_leaves(like.masks)

@@ -18,7 +18,8 @@ from giung2_ext.core import allocate, trees
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.experiments.config import Config
-from giung2_ext.experiments.single import Run, settled
+from giung2_ext.experiments.settling import settled
+from giung2_ext.experiments.single import Run
 from giung2_ext.storage import paths
 
 
@@ -114,19 +115,26 @@ def pruned_name(config: Config) -> str:
     return paths.LAST if config.chain.prune_from == "last" else paths.best(config.evaluation.select_by)
 
 
+def parents(chain: Chain, index: int, by_layers: bool) -> tuple[epath.Path, epath.Path]:
+    """The folders of a cycle's matching and previous checkpoints; `by_layers`: it has ratios of layers."""
+    arm = chain.arm or Arm()
+    if index == 0 or _independent(arm, by_layers):
+        return chain.point_base, chain.point_base
+    own = chain.own_masks and not (chain.arm and index == 1)  # an arm's first cycle prunes the dense ticket
+    previous = (chain.base if own else chain.ticket_base) / paths.cycle(0 if arm.at_once else index - 1)
+    return (previous if arm.carried else chain.point_base), previous
+
+
 def cycle_run(config: Config, chain: Chain, index: int) -> Run:
     """`train.py --matching_ckpt=… --previous_ckpt=… --pruning_ratio=…`."""
     arm, folder = chain.arm or Arm(), chain.base / paths.cycle(index)
     run = settled(folder, config, chain.seed)
-    point = chain.point_base / paths.iteration(point_steps(config, chain))
-    own = chain.own_masks and not (chain.arm and index == 1)  # an arm's first cycle prunes the dense ticket
-    before = 0 if arm.at_once else index - 1
-    previous = (chain.base if own else chain.ticket_base) / paths.cycle(before) / pruned_name(config)
-    rounds = index if arm.at_once else 1
-    if _independent(config, arm):
-        previous, rounds = point, index
-    run.start.matching_ckpt = os.fspath(previous if arm.carried else point)
-    run.start.previous_ckpt = os.fspath(previous if index else point)
+    by_layers, point = bool(config.chain.layer_ratios), paths.iteration(point_steps(config, chain))
+    run.start.matching_ckpt, run.start.previous_ckpt = (
+        os.fspath(place / (point if place == chain.point_base else pruned_name(config)))
+        for place in parents(chain, index, by_layers)
+    )
+    rounds = index if arm.at_once or _independent(arm, by_layers) else 1
     run.start.weights, run.start.scale_fan = "model", "none"  # drawn before the rewind point
     run.start.pruning_ratio = config.chain.pruning_ratio if index else 1.0
     run.start.layer_ratios = config.chain.layer_ratios if index else ""
@@ -138,14 +146,14 @@ def cycle_run(config: Config, chain: Chain, index: int) -> Run:
     return Run(folder, run)
 
 
-def _independent(config: Config, arm: Arm) -> bool:
+def _independent(arm: Arm, by_layers: bool) -> bool:
     """Random networks whose layers' counts follow from ratios alone wait for no ticket."""
-    return arm.fresh and arm.ablation == "shuffle" and bool(config.chain.layer_ratios)
+    return arm.fresh and arm.ablation == "shuffle" and by_layers
 
 
 def _round(config: Config, chain: Chain, index: int) -> int:
     arm = chain.arm or Arm()
-    if _independent(config, arm):
+    if _independent(arm, bool(config.chain.layer_ratios)):
         return config.chain.cycles + 1  # with the last tickets, so that the first are not kept waiting
     return min(index, 1) + 1 if arm.at_once else index + 1
 

@@ -32,8 +32,10 @@ def percent(values: Iterable[float]) -> str:
     return f"{mean:.2f} ± {spread:.2f}%"
 
 
-def scores_line(label: str, step: int, scores: list[Scores], left: str) -> str:
-    """Where a run stands, its members' scores together."""
+def scores_line(
+    label: str, step: int, scores: list[Scores], left: str, speed: str = "", density: float | None = None
+) -> str:
+    """Where a run stands, its members' scores together; `density` is that of masks that stay."""
     several = f", mean of {len(scores)}" if len(scores) > 1 else ""
     parts = [f"{label}: step {step:,}{several}"]
     trained = [member["train"] for member in scores if "train" in member]
@@ -45,10 +47,12 @@ def scores_line(label: str, step: int, scores: list[Scores], left: str) -> str:
     kept = [next(iter(member.values())).get("kept") for member in scores]
     if None not in kept:
         parts.append(f"{sum(kept) / len(kept):,.0f} weights kept")
+    elif density is not None:
+        parts.append(f"density {density:.4f}")
     skipped = sum(train.get("skipped_steps", 0) for train in trained)
     if skipped:
         parts.append(f"{skipped:,} steps skipped (float16 overflow)")
-    return " · ".join([*parts, f"{left} left"])
+    return " · ".join([*parts, *filter(None, [speed]), left])
 
 
 def density_text(result: dict[str, Any]) -> str:
@@ -78,11 +82,12 @@ def summary(result: dict[str, Any], folder: epath.Path) -> str:
 
 
 class Progress:
-    """A whole job of `steps` steps; its bar shows rate, loss and the time left for all of them."""
+    """A whole job of `steps` steps; its bar shows rate, loss and the time left for a run and for all."""
 
     def __init__(self, steps: int, patience: float = 30.0):
         self.patience = patience
         self.total, self.done = steps, 0
+        self._run = 0  # steps that are left of the run that is open
         self.trained, self.seconds = 0, 0.0  # steps run by this process, and how long they took
         self._bar: Any = None
         self._said: set[str] = set()
@@ -105,12 +110,13 @@ class Progress:
 
     def sign_of_life(self, text: str) -> None:
         """A line, if there was none for `patience` seconds: a log of days should show that it lives."""
-        if time.monotonic() - self._spoke >= self.patience:
+        if text and time.monotonic() - self._spoke >= self.patience:
             self.line(text)
 
     def open(self, label: str, steps: int, done: int) -> None:
         """Begins one run of the job, `done` of whose `steps` steps a resumed state has already."""
         self.done += done
+        self._run = steps - done
         self._since = time.monotonic()
         if not sys.stderr.isatty() or not processes.first():
             return
@@ -122,9 +128,10 @@ class Progress:
 
     def advance(self, steps: int, loss: float) -> None:
         self.done += steps
+        self._run -= steps
         self.trained += steps
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4f}, all {self.left()} left", refresh=False)
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {self.left()}", refresh=False)
             self._bar.update(steps)
 
     def close(self) -> None:
@@ -135,7 +142,10 @@ class Progress:
             self._bar = None
 
     def left(self) -> str:
-        """Time left for the whole job, from what this process has run so far."""
+        """`0:40 left, 1:12:05 of all`: of the open run and of the whole job, by what was run so far."""
         running = time.monotonic() - self._since if self._since else 0.0
         rate = self.trained / (self.seconds + running) if self.trained else 0.0
-        return clock((self.total - self.done) / rate) if rate else "?"
+        run, whole = (clock(n / rate) if rate else "?" for n in (self._run, self.total - self.done))
+        if not self._since:
+            return f"{whole} left"
+        return f"{run} left" if self._run == self.total - self.done else f"{run} left, {whole} of all"

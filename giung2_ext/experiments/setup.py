@@ -7,32 +7,39 @@ and nothing is compiled twice.
 import functools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-import giung2_ext.methods
-import giung2_ext.models
-from giung2_ext.core import accounting, discovery, schedules
+from giung2_ext.core import accounting
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
 from giung2_ext.core.method import Method
+from giung2_ext.data.resident import Feed
 from giung2_ext.data.source import Source
-from giung2_ext.experiments.bounds import PRECISIONS, check_config
+from giung2_ext.experiments.bounds import check_config
+from giung2_ext.experiments.building import (
+    build_method,
+    build_model,
+    check_groups,
+    count_uses,
+    judged_in,
+    kinds_of,
+    optimizer_of,
+    rate_of,
+)
 from giung2_ext.experiments.config import Config, group_of, options_of
 from giung2_ext.experiments.feeding import Data, load_source, make_data
 from giung2_ext.training import accumulation
 from giung2_ext.training import step as steps
-from giung2_ext.training.optimizers import make_optimizer
 from giung2_ext.training.population import Population
 from giung2_ext.training.processes import agree
 from giung2_ext.training.program import Program, make_program
 from giung2_ext.training.sharding import read_mesh
-from giung2_ext.training.state import State, init_variables, make_state, seed_key
+from giung2_ext.training.state import State, make_state, seed_key
 
 Tree = Any
 
@@ -54,79 +61,20 @@ class Setup(NamedTuple):
     """The most bytes that its programs need on one device"""
 
 
-def build_model(name: str, num_classes: int, precision: str, options: dict[str, Any]) -> nn.Module:
-    dtype = PRECISIONS[precision]
-    return discovery.build(
-        giung2_ext.models, "model", name, num_classes=num_classes, dtype=dtype, **options
-    )
-
-
-def build_method(config: Config) -> Method:
-    name, options = config.method.name, options_of(config, "method")
-    if "ni" in discovery.options(giung2_ext.methods, "method", name):
-        options["ni"] = config.optim.ni
-    return discovery.build(giung2_ext.methods, "method", name, **options)
-
-
-def check_groups(config: Config, method: Method) -> None:
-    """The groups that |gradient| is averaged over are whole, and made of whole groups of BatchNorm."""
-    size, batch, norm = method.abs_over, config.feed.batch_size, group_of(config)
-    if size and (size < 0 or batch % size or (norm is not None and size % (norm or batch))):
-        whole = (
-            ""
-            if norm is None
-            else f", in whole BatchNorm groups of {norm or batch} (config.model.group_size)"
-        )
-        raise Refusal(f"config.method.group={size} does not divide a batch of {batch}{whole}; 0: the batch")
-
-
-def judged_in(precision: str) -> str:
-    """What a network trained in `precision` is evaluated in: nothing scales float16's activations there."""
-    return "float32" if precision == "float16" else precision
-
-
-def mixed_precision() -> str:
-    """What `mixed_precision=true` means on this machine."""
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return "float32"
-    capability = str(getattr(device, "compute_capability", ""))  # of NVIDIA: "7.5", "9.0"
-    old = capability.replace(".", "").isdigit() and float(capability) < 8
-    return "float16" if old else "bfloat16"
-
-
-def count_uses(model: nn.Module, image_shape: Sequence[int]) -> tuple[Tree, Tree, accounting.Uses]:
-    """The shapes of a network's parameters and statistics, and how often an image uses each parameter."""
-    shapes, statistics = jax.eval_shape(lambda key: init_variables(model, key, image_shape), seed_key(0))
-    channels = jax.ShapeDtypeStruct((image_shape[-1],), jnp.float32)
-    statistics = statistics | {"image_stats": {"m": channels, "s": channels}}
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-
-    def forward(weights: Tree, example: tuple[Tree, Any]) -> Any:
-        return steps.network(model, weights, *example, train=False)
-
-    return shapes, statistics, accounting.uses(forward, shapes, (statistics, image))
-
-
 FITS = 0.92  # of a device's memory; evaluation and fragments have the rest
 
 
-def rate_of(config: Config) -> schedules.Schedule:
-    optim = config.optim
-    if optim.constant_lr:
-        return schedules.constant(optim.lr)
-    if optim.milestones:
-        how = (optim.warmup, optim.milestones, optim.decay_factor)
-        return schedules.warmup_stairs(optim.lr, optim.ni, *how)
-    return schedules.warmup_cosine(optim.lr, optim.ni, optim.warmup)
-
-
-def make_population(config: Config, members: int, together: bool, convolutions: bool = False) -> Population:
+def make_population(
+    config: Config,
+    members: int,
+    together: bool,
+    convolutions: bool = False,
+    devices: list[Any] | None = None,
+) -> Population:
     """Members of a chain that has several (`together`) have one device each; any other run the mesh."""
     where = config.placement
-    if together:
-        return Population(members, where.population, convolutions=convolutions)
-    return Population(members, where.population, read_mesh(where.mesh or None, config.feed.batch_size))
+    mesh = None if together else read_mesh(where.mesh or None, config.feed.batch_size, devices)
+    return Population(members, where.population, mesh, devices, convolutions)
 
 
 def check_setup(config: Config, together: bool = False) -> None:
@@ -176,83 +124,106 @@ def source_of(config: Config, kept: dict[Any, Any]) -> Source:
     return kept[origin]
 
 
-def make_setup(
-    config: Config, members: int, together: bool = False, kept: dict[Any, Any] | None = None
-) -> Setup:
-    """`kept` are sources and placed data of setups made before, to be shared."""
+class Blueprint(NamedTuple):
+    """What a config computes, before there are images."""
+
+    model: nn.Module
+    method: Method
+    population: Population
+    begin: Callable[[Any, Tree, Tree, Tree], State]
+    shapes: Tree  # of the parameters
+    uses: accounting.Uses
+    state: State
+    """The shapes and places of all members' states together"""
+    program_of: Callable[[int, Feed | None], Program]
+    """(micro-batches, what cuts batches from resident data) -> its programs"""
+
+
+def draw(
+    config: Config,
+    num_classes: int,
+    image_shape: tuple[int, ...],
+    members: int = 1,
+    together: bool = False,
+    devices: list[Any] | None = None,
+    method: Method | None = None,
+) -> Blueprint:
+    """`devices` may be such as can only be compiled for; `method` is instead of the config's."""
     check_config(config)
-    kept = {} if kept is None else kept
-    source = source_of(config, kept)
     options = options_of(config, "model")
-    model = build_model(config.model.name, source.num_classes, config.precision, options)
-    judge = build_model(config.model.name, source.num_classes, judged_in(config.precision), options)
-    method = build_method(config)
+    model = build_model(config.model.name, num_classes, config.precision, options)
+    judge = build_model(config.model.name, num_classes, judged_in(config.precision), options)
+    method = method or build_method(config)
     check_groups(config, method)
-    shapes, statistics, uses = count_uses(model, source.image_shape)
+    shapes, statistics, uses = count_uses(model, image_shape)
     convolutions = any(leaf.ndim == 4 for leaf in jax.tree.leaves(shapes))
-    population = make_population(config, members, together, convolutions)
+    population = make_population(config, members, together, convolutions, devices)
     layout = population.layout
-    optim = config.optim
-    optimizer = make_optimizer(
-        optim.name,
-        optim.momentum,
-        optim.weight_decay,
-        optim.global_clipping,
-        nesterov=optim.nesterov,
-        decay_on=optim.decay_on,
-    )
-    kinds = {"scaled": config.precision == "float16", "averaged": optim.ema is not None}
+    optimizer, kinds = optimizer_of(config), kinds_of(config)
 
     def begin(seed: Any, params: Tree, masks: Tree, statistics: Tree) -> State:
         state = make_state(method, optimizer, seed_key(seed), params, masks, statistics, **kinds)
         return layout.owned(state)
 
-    select_on = source.canonical(config.evaluation.select_on)
-    cut = json.dumps([config.feed.to_dict(), config.evaluation.to_dict(), config.placement.to_dict()])
-    place = (id(source), cut, population.mesh, population.solo)
-    if place not in kept:
-        kept[place] = make_data(config, source, population, list(dict.fromkeys((select_on, "test"))))
-    data = kept[place]
-
-    @functools.cache
-    def program_of(micro_batches: int) -> Program:
+    def program_of(micro_batches: int, feed: Feed | None) -> Program:
         group = group_of(config)
         pair = steps.make_step(
             model,
             method,
             optimizer,
             rate_of(config),
-            smoothing=optim.label_smoothing,
+            smoothing=config.optim.label_smoothing,
             micro_batches=micro_batches,
             groups=config.feed.batch_size // method.abs_over if method.abs_over else 1,
-            average=optim.ema,
+            average=config.optim.ema,
             layout=layout,
             shares=accumulation.shares(config.feed.batch_size, layout.devices, group, micro_batches),
+            remat=config.placement.remat,
         )
-        return make_program(judge, method, pair, data.feed, population, config.feed.mixup)
+        return make_program(judge, method, pair, feed, population, config.feed.mixup)
+
+    parts = (shapes, masking.dense(shapes, config.masks.prunable), statistics)
+    state = population.abstract_whole(jax.eval_shape(begin, np.uint32(0), *parts))
+    return Blueprint(model, method, population, begin, shapes, uses, state, program_of)
+
+
+def make_setup(
+    config: Config, members: int, together: bool = False, kept: dict[Any, Any] | None = None
+) -> Setup:
+    """`kept` are sources and placed data of setups made before, to be shared."""
+    kept = {} if kept is None else kept
+    source = source_of(config, kept)
+    drawn = draw(config, source.num_classes, source.image_shape, members, together)
+    population = drawn.population
+    select_on = source.canonical(config.evaluation.select_on)
+    cut = json.dumps([config.feed.to_dict(), config.evaluation.to_dict(), config.placement.to_dict()])
+    place = (id(source), cut, population.mesh, population.solo)
+    if place not in kept:
+        kept[place] = make_data(config, source, population, list(dict.fromkeys((select_on, "test"))))
+    data = kept[place]
+    program_of = functools.cache(functools.partial(drawn.program_of, feed=data.feed))
 
     def need(micro_batches: int) -> float:
-        parts = (shapes, masking.dense(shapes, config.masks.prunable), statistics)
-        state = population.abstract_whole(jax.eval_shape(begin, np.uint32(0), *parts))
-        return accumulation.needed(lambda: program_of(micro_batches).compile(state, data.shapes))
+        return accumulation.needed(program_of(micro_batches).lower(drawn.state, data.shapes))
 
+    devices = population.layout.devices
     if config.placement.grad_accum == "auto":
         limit = FITS * agree(accumulation.device_memory)
-        counted = accumulation.fewest(need, cuts(config, layout.devices), limit)
+        counted = accumulation.fewest(need, cuts(config, devices), limit)
         micro_batches = agree(lambda: counted)
     else:
-        micro_batches = check_cut(config, layout.devices)
+        micro_batches = check_cut(config, devices)
 
     return Setup(
         source=source,
-        model=model,
-        method=method,
+        model=drawn.model,
+        method=drawn.method,
         population=population,
-        begin=jax.jit(begin),
+        begin=jax.jit(drawn.begin),
         program=program_of(micro_batches),
         micro_batches=micro_batches,
-        shapes=shapes,
-        uses=uses,
+        shapes=drawn.shapes,
+        uses=drawn.uses,
         data=data,
         select_on=select_on,
         need=lambda: need(micro_batches),

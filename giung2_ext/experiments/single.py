@@ -5,9 +5,7 @@ continued from its newest state; one with another recipe is refused with the dif
 """
 
 import contextlib
-import json
 import math
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,29 +13,35 @@ import jax
 from etils import epath
 
 from giung2_ext.core import masks as masking
+from giung2_ext.core import trees
 from giung2_ext.core.errors import Failure, Refusal
+from giung2_ext.data.reader import Reader
 from giung2_ext.experiments.bounds import check_config
 from giung2_ext.experiments.config import Config, recipe, with_defaults
 from giung2_ext.experiments.evaluate import datasets_of, judge_best
-from giung2_ext.experiments.feeding import is_streamed
+from giung2_ext.experiments.joining import check_job, check_place
 from giung2_ext.experiments.progress import Progress, scores_line, summary
-from giung2_ext.experiments.recording import training_flops, write_parameters, write_start
-from giung2_ext.experiments.recover import recover
-from giung2_ext.experiments.setup import (
-    Setup,
-    Setups,
-    check_setup,
-    describe_devices,
-    mixed_precision,
+from giung2_ext.experiments.recording import (
+    end_told,
+    open_logs,
+    peak_steps,
+    training_flops,
+    write_parameters,
+    write_start,
 )
-from giung2_ext.experiments.start import check_start, start_state
+from giung2_ext.experiments.recover import recover
+from giung2_ext.experiments.settling import settled
+from giung2_ext.experiments.setup import Setup, Setups, check_setup, describe_devices
+from giung2_ext.experiments.start import check_parents, check_start, start_state
 from giung2_ext.storage import locks, paths, records, tickets
 from giung2_ext.storage.checkpoints import StateStore
 from giung2_ext.training import processes, signals
 from giung2_ext.training.hooks import Keeper, Member
 from giung2_ext.training.loop import NonFinite, SaveEvery, run_loop
+from giung2_ext.training.speed import Speed
 from giung2_ext.training.state import State
 from giung2_ext.training.step import Metrics
+from giung2_ext.training.tracing import Trace
 
 Tree = Any
 
@@ -55,38 +59,6 @@ def check_precision(config: Config) -> None:
             "--mixed_precision=true chooses a precision and "
             f"config.precision={config.precision} names one: leave one of them out"
         )
-
-
-def settled(folder: epath.Path, config: Config, seed: int | None = None) -> Config:
-    """A copy with what is decided once for a run and recorded: its seed, precision and augmentation.
-
-    What the folder has recorded holds where the config gives none; else the seed is `seed`, or drawn,
-    the precision what the machine makes of `mixed_precision`, and streamed images are cropped at
-    random. A seed in the config means that `seed`, derived from it, is asked for, whatever is recorded.
-    """
-
-    def decide() -> tuple[int, str, str]:
-        recorded = records.recorded_recipe(folder)
-        chosen = config.seed if seed is None else seed
-        if config.seed is None and recorded is not None:
-            chosen = recorded["seed"]
-        elif chosen is None:
-            chosen = secrets.randbelow(2**31)
-        precision = config.precision
-        if precision is None and recorded is not None:
-            precision = recorded.get("precision", "float32")
-        elif precision is None:
-            precision = mixed_precision() if config.mixed_precision else "float32"
-        augment = config.feed.augment
-        if augment is None and recorded is not None:
-            augment = recorded["feed"]["augment"]
-        elif augment is None:
-            augment = "resized_crop" if is_streamed(config.data.name) else "none"
-        return chosen, precision, augment
-
-    decided = config.copy_and_resolve_references()
-    decided.seed, decided.precision, decided.feed.augment = processes.agree(decide)
-    return decided
 
 
 def results_of(runs: Sequence[Run]) -> list[dict[str, Any] | None]:
@@ -117,7 +89,8 @@ def train(
     """
     with contextlib.ExitStack() as open_until_done:
         folders = [run.folder for run in runs if run.folder not in held]
-        processes.agree(lambda: open_until_done.enter_context(locks.locked(folders)))
+        lock = locks.locked(folders, runs[0].config.placement.lease, progress.line)
+        processes.agree(lambda: open_until_done.enter_context(lock))
         if any(results_of(runs)):
             raise Refusal(f"{label} was finished by another process meanwhile; run the command again")
         alive = open_until_done.enter_context(signals.watched(runs[0].config.placement.stalled_after))
@@ -136,11 +109,16 @@ def train(
             warn_of_other_images(run.config, setup.data.images["train"], progress)
         parents = [lineage["parents"] for _, lineage in starts]
         processes.check_same(parents, "the checkpoints that they read; start them again")
+        densities = []
         for run, (state, _) in zip(runs, starts, strict=True):
             kept = jax.device_get(_count(setup.method.masks(state.trainable, state.method)))
+            size = masking.size(masking.dense(setup.shapes, run.config.masks.prunable))
+            densities.append(sum(trees.present(kept)) / size if size else 1.0)
             if processes.first():
                 write_start(run.folder, run.config, setup, kept)
-        results = _train_from(runs, setup, starts, states_folder, progress, label, alive)
+        open_until_done.enter_context(end_told([run.folder for run in runs]))
+        density = sum(densities) / len(densities)
+        results = _train_from(runs, setup, starts, states_folder, progress, label, density, alive)
         if processes.first():
             for run, result in zip(runs, results, strict=True):
                 counts = {name: count for name, (count, _) in result["layers"].items()}
@@ -161,11 +139,14 @@ def _train_from(
     states_folder: epath.Path,
     progress: Progress,
     label: str,
+    density: float,
     alive: Callable[[], None],
 ) -> list[dict[str, Any]]:
     config = runs[0].config
     where = config.placement
+    closing = contextlib.ExitStack()
     store = StateStore(states_folder, where.keep_states)
+    closing.callback(store.close)
     identity = [recipe(run.config) for run in runs]
     members_at_0 = [state.replace(step=None) for state, _ in starts]
     found = recover(store, setup.population, members_at_0[0], identity, progress)
@@ -173,11 +154,11 @@ def _train_from(
     state = setup.population.join(members_at_0 if found is None else found.members)
     state = state.replace(step=step)
 
-    def log_of(run: Run) -> records.MetricsLog | None:
-        return records.MetricsLog(run.folder, step, where.tensorboard) if processes.first() else None
+    speed = Speed(config.feed.batch_size * len(runs), peak_steps(config, setup, len(runs)))
 
+    logs = open_logs(runs, step, closing)
     members = [
-        Member(run.folder, lineage, log_of(run)) for run, (_, lineage) in zip(runs, starts, strict=True)
+        Member(run.folder, lineage, log) for run, (_, lineage), log in zip(runs, starts, logs, strict=True)
     ]
     keeper = Keeper(
         members,
@@ -187,7 +168,9 @@ def _train_from(
         setup.select_on,
         store,
         identity,
-        lambda now, scores: progress.sign_of_life(scores_line(label, now, scores, progress.left())),
+        lambda now, scores: progress.sign_of_life(
+            scores_line(label, now, scores, progress.left(), speed.describe(), density)
+        ),
         config.evaluation.select_by,
         setup.method.settled,
     )
@@ -198,19 +181,29 @@ def _train_from(
     every = SaveEvery.read(where.save_every)
     measured = config.evaluation
     hooks = keeper.hooks(measured.every, periodic, every, where.log_every, measured.test_every)
+    hooks = [speed.aside(hook) for hook in hooks]
+    trace = None
+    if where.profile:  # by one process, at whose steps the chunks of all must end
+        first = min(step + where.log_every, max(step + 1, config.optim.ni - where.profile))
+        trace = Trace(runs[0].folder / "profile", first, where.profile, processes.first())
+        closing.callback(trace.close)
 
     at = [step]
 
     def on_metrics(now: int, metrics: Metrics) -> None:
         alive()
         keeper.on_metrics(metrics)
+        speed.advance(now - at[0])
         seen = int(metrics.seen.sum())  # 0 if every step overflowed
         progress.advance(now - at[0], float(metrics.loss.sum()) / seen if seen else math.nan)
         at[0] = now
 
     progress.open(label, config.optim.ni, step)
+    closing.callback(progress.close)
     try:
         with signals.in_loop(), setup.data.open(config.seed) as data:
+            if isinstance(data, Reader):
+                speed.waited = lambda: data.waited
             state = run_loop(
                 setup.program,
                 state,
@@ -221,13 +214,14 @@ def _train_from(
                 log_every=where.log_every,
                 on_metrics=on_metrics,
                 on_moves=keeper.on_moves,
+                trace=trace,
             )
+            progress.sign_of_life(f"{label}: {speed.describe()}" if speed.describe() else "")
             return keeper.finish(config.optim.ni, state)
     except NonFinite as error:
         raise _diverged(runs[min(error.member, len(runs) - 1)], error.step) from error
     finally:
-        progress.close()
-        store.close()
+        closing.close()
 
 
 def warn_of_other_images(config: Config, images: str, progress: Progress) -> None:
@@ -249,18 +243,28 @@ def _diverged(run: Run, step: int) -> Failure:
     return error
 
 
-def train_one(config: Config, save: str) -> dict[str, Any]:
-    """What scripts/train.py does: one run in one folder."""
-    folder = epath.Path(save)
+def prepare(config: Config, folder: epath.Path, start: bool = True) -> Run:
+    """What is decided and checked before anything is computed; without `start` no folder is touched."""
     check_precision(config)
-    check_job(folder, config)
+    check_place(folder, config)
+    if start:
+        check_job(folder, config)
     run = Run(folder, settled(folder, config))
     check_config(run.config)
     check_setup(run.config)
+    processes.agree(lambda: check_parents(run.config))
+    return run
+
+
+def train_one(config: Config, save: str) -> dict[str, Any]:
+    """What scripts/train.py does: one run in one folder."""
+    folder = epath.Path(save)
+    run = prepare(config, folder)
     [result] = results_of([run])
     progress = Progress(config.optim.ni, patience=0.0)
     datasets = datasets_of(config, progress.line)  # what is missing is told before the run
     if result is not None:
+        StateStore(folder / paths.STATES, 1).clear()  # of a run that was killed once its result was written
         progress.line(f"{folder}: already finished, nothing to do")
     else:
         progress.line(
@@ -284,27 +288,3 @@ def describe_mask(config: Config) -> str:
         return ""
     structure = "" if rule.structure == "none" else f" {rule.structure}"
     return f" from {rule.criterion} {rule.allocation}{structure} masks of density {rule.density:g}"
-
-
-def check_job(folder: epath.Path, config: Config) -> None:
-    """Refuses a job whose processes were not given the same command, or do not see the same folder."""
-    processes.check_same(
-        json.loads(config.to_json_best_effort()), "their command: give all of them the same"
-    )
-    processes.agree(lambda: tickets.refuse_inside(folder))
-    if not processes.joined():
-        return
-    mark = folder / f".seen_{processes.agree(lambda: secrets.token_hex(4))}.tmp"
-    if processes.first():
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text("does every process see this?")
-    processes.together("mark")
-    try:
-        processes.require(
-            mark.exists(),
-            f"the processes of this job do not all see {folder}: name a --save on a shared file system "
-            "or in an object store (gs://bucket/...)",
-        )
-    finally:
-        if processes.first():
-            mark.unlink(missing_ok=True)

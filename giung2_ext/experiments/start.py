@@ -22,7 +22,7 @@ from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.experiments.choosing import check_choice, choose
 from giung2_ext.experiments.config import Config
 from giung2_ext.experiments.setup import Setup
-from giung2_ext.storage.tickets import Ticket, read_ticket
+from giung2_ext.storage.tickets import Ticket, read_meta, read_ticket
 from giung2_ext.training import state as states
 from giung2_ext.training.sharding import Layout
 from giung2_ext.training.state import State
@@ -41,6 +41,12 @@ def _initialiser(model: nn.Module, image_shape: tuple[int, ...], layout: Layout)
     """Compiled once for all members and cycles of a network; what it makes is born where it belongs."""
     make = lambda seed: states.init_variables(model, states.seed_key(seed), image_shape)  # noqa: E731
     return jax.jit(lambda seed: layout.owned(make(seed)))
+
+
+def check_parents(config: Config) -> None:
+    """That the tickets that it starts from are there."""
+    for ticket in filter(None, (config.start.matching_ckpt, config.start.previous_ckpt)):
+        read_meta(ticket)
 
 
 def check_start(config: Config) -> None:

@@ -21,6 +21,7 @@ from giung2_ext.core.errors import Refusal, unknown
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "binary": ste.binary}
 PADDINGS = ("same", "torch")
+LAYERS = {"channels": "convolutions", "hidden": "hidden layers"}  # that an option has the widths of
 
 
 class BatchNorm(nn.Module):
@@ -83,23 +84,13 @@ def widened(name: str, channels: Sequence[int], width: float) -> tuple[int, ...]
     return found
 
 
-def chosen(name: str, option: str, given: Sequence[int], planned: Sequence[int]) -> tuple[int, ...]:
-    """The channels of every layer: as planned, or those that are `given` instead."""
-    if given and (len(given) != len(planned) or min(given) < 1):
-        raise Refusal(
-            f"{name} has {len(planned)} layers that {option} is of, at least 1 each; got {tuple(given)}"
-        )
-    return tuple(given or planned)
+class Widths:
+    """How wide layers of a kind are, in the order in which they are made: as planned, or as `given`."""
 
-
-class Channels:
-    """The channels of convolutions in the order in which they are made: as planned, or `given` instead."""
-
-    def __init__(self, given: Sequence[int]) -> None:
-        self.given = tuple(given)
-        self.made = 0
+    def __init__(self, option: str, given: Sequence[int]) -> None:
+        self.option, self.given, self.made = option, tuple(given), 0
         if min(self.given, default=1) < 1:
-            raise Refusal(f"channels (config.model.channels) are at least 1 each, got {self.given}")
+            raise Refusal(f"{option} (config.model.{option}) are at least 1 each, got {self.given}")
 
     def next(self, planned: int) -> int:
         self.made += 1
@@ -109,9 +100,18 @@ class Channels:
         """Refuses another number of them than the network has."""
         if self.given and len(self.given) != self.made:
             raise Refusal(
-                f"this network has {self.made} convolutions, and channels (config.model.channels) are "
-                f"those of all of them; got {len(self.given)}: {self.given}"
+                f"this network has {self.made} {LAYERS[self.option]}, and {self.option} "
+                f"(config.model.{self.option}) are those of all of them; got {len(self.given)}: "
+                f"{self.given}"
             )
+
+
+def chosen(option: str, given: Sequence[int], planned: Sequence[int]) -> tuple[int, ...]:
+    """How wide the layers of a whole plan are: as it says, or as `given` instead."""
+    widths = Widths(option, given)
+    found = tuple(widths.next(width) for width in planned)
+    widths.check()
+    return found
 
 
 def same_channels(x: Array, y: Array) -> None:

@@ -17,7 +17,7 @@ from jax import Array
 
 from giung2_ext.core.errors import Refusal, unknown
 from giung2_ext.models._convolution import Conv
-from giung2_ext.models._layers import BatchNorm, Channels, pads, same_channels, torch_uniform
+from giung2_ext.models._layers import BatchNorm, Widths, pads, same_channels, torch_uniform
 
 HEADS = ("zero", "biased")  # no bias and all 0 (the original suite), or as PyTorch makes it
 SHORTCUTS = ("projection", "pad")  # 1x1 convolution, or every other pixel and channels of zeros
@@ -41,7 +41,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        x, channels = images.astype(self.dtype), Channels(self.channels)
+        x, channels = images.astype(self.dtype), Widths("channels", self.channels)
         size, stride = (7, 2) if self.large_images else (3, 1)
         x = self._norm(self._conv(x, channels.next(self.planes[0]), size, stride), train)
         if self.large_images:  # before the activation: the largest of equal signs would be the first
@@ -49,7 +49,7 @@ class ResNet(nn.Module):
         x = self._blocks(self.activation(x), channels, train)
         return self._classify(x)
 
-    def _blocks(self, x: Array, channels: Channels, train: bool) -> Array:
+    def _blocks(self, x: Array, channels: Widths, train: bool) -> Array:
         before = self.planes[0]
         for stage, (count, planes) in enumerate(zip(self.blocks, self.planes, strict=True)):
             inner = planes * self.width
@@ -84,7 +84,7 @@ class ResNet(nn.Module):
         return BatchNorm(self.group_size, init)(x, train)
 
     def _block(
-        self, x: Array, planned: tuple[int, int, int], stride: int, channels: Channels, train: bool
+        self, x: Array, planned: tuple[int, int, int], stride: int, channels: Widths, train: bool
     ) -> Array:
         before, inner, outer = planned
         y = x

@@ -60,7 +60,7 @@ def _resnet(options: Options, stages: Sequence[int], bottleneck: bool, cut: str)
     yield Layer("cls", "fc", "dense")
 
 
-def _vgg(options: Options) -> Iterator[Layer]:
+def _vgg(options: Options, leaves: Mapping[str, Shape]) -> Iterator[Layer]:
     stages, norm = vgg.PLANS[options.get("plan", "19")], options.get("norm", True)
     index = count = 0
     for stage in stages:
@@ -70,7 +70,7 @@ def _vgg(options: Options) -> Iterator[Layer]:
                 yield Layer(f"BatchNorm_{count}", f"features.{index + 1}", "norm")
             index, count = index + 2 + norm, count + 1
         index += 1  # the pooling
-    channels = round(stages[-1][-1] * options.get("width", 1.0))
+    channels = leaves[f"Conv_{count - 1}/kernel"][-1]
     head = options.get("head", "mean")
     if head == "dense":
         yield Layer("Dense_0", "classifier.0", "dense", channels)
@@ -80,11 +80,11 @@ def _vgg(options: Options) -> Iterator[Layer]:
         yield Layer("cls", "classifier", "dense", channels if head == "flat" else 0)
 
 
-def _conv(options: Options) -> Iterator[Layer]:
+def _conv(options: Options, leaves: Mapping[str, Shape]) -> Iterator[Layer]:
     depth = options.get("depth", 2)
     for index in range(depth):
         yield Layer(f"Conv_{index}", f"convs.{2 * index + index // 2}", "conv")
-    yield Layer("Dense_0", "linear.0", "dense", 64 * 2 ** ((depth - 1) // 2))
+    yield Layer("Dense_0", "linear.0", "dense", leaves[f"Conv_{depth - 1}/kernel"][-1])
     yield Layer("Dense_1", "linear.2", "dense")
     yield Layer("cls", "linear.4", "dense")
 
@@ -106,9 +106,9 @@ def _named(
     if name == "resnet_cifar":
         return _resnet(model, ((model.get("depth", 20) - 2) // 6,) * 3, False, "shortcut")
     if name == "vgg":
-        return _vgg(model)
+        return _vgg(model, leaves)
     if name == "conv" and not model.get("norm", False):
-        return _conv(model)
+        return _conv(model, leaves)
     return _lenet(model, image_shape) if name == "lenet" else None
 
 

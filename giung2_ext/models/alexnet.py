@@ -5,6 +5,7 @@ Krizhevsky et al. 2012 in the narrow form of torchvision, its first convolution 
 pooling whose window does not fit is left out. There is no dropout: the ports' first test left the
 network in evaluation mode for good, so their numbers are of a network without. `width` multiplies all
 channels and the 4096 units. Kernels are He normal, the classifier's LeCun normal; biases are 0.
+`channels` of the convolutions and `hidden` of the two dense layers stand instead of the planned ones.
 """
 
 from collections.abc import Sequence
@@ -45,6 +46,14 @@ class AlexNet(nn.Module):
         return nn.Dense(self.num_classes, name="cls")(x)
 
 
-def build(num_classes: int, dtype: Any = jnp.float32, width: float = 1.0) -> nn.Module:
-    channels = _layers.widened("alexnet", (64, 192, 384, 256, 256), width)
-    return AlexNet(num_classes, channels, _layers.widened("alexnet", (4096, 4096), width), dtype)
+def build(
+    num_classes: int,
+    dtype: Any = jnp.float32,
+    width: float = 1.0,
+    channels: Sequence[int] = (),
+    hidden: Sequence[int] = (),
+) -> nn.Module:
+    planned = _layers.widened("alexnet", (64, 192, 384, 256, 256), width)
+    dense = _layers.widened("alexnet", (4096, 4096), width)
+    channels = _layers.chosen("channels", channels, planned)
+    return AlexNet(num_classes, channels, _layers.chosen("hidden", hidden, dense), dtype)

@@ -68,7 +68,7 @@ def build(
 ) -> nn.Module:
     if depth not in (2, 4, 6, 8) or pool not in (2, 3):
         raise Refusal(f"conv has depth 2, 4, 6 or 8 and pool 2 or 3; got {depth} and {pool}")
-    channels = _layers.chosen("conv", "channels", channels, [64 * 2 ** (i // 2) for i in range(depth)])
-    hidden = _layers.chosen("conv", "hidden", hidden, (256, 256))
+    channels = _layers.chosen("channels", channels, [64 * 2 ** (i // 2) for i in range(depth)])
+    hidden = _layers.chosen("hidden", hidden, (256, 256))
     act = _layers.activation(activation)
     return Conv(num_classes, channels, hidden, pool, norm, group_size, act, dtype)

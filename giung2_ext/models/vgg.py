@@ -83,10 +83,10 @@ def build(
         if value not in known:
             raise unknown(f"{kind} of vgg", value, known)
     stages = tuple(_layers.widened("vgg", stage, width) for stage in PLANS[plan])
-    layers = iter(_layers.chosen("vgg", "channels", channels, [n for stage in stages for n in stage]))
+    layers = iter(_layers.chosen("channels", channels, [n for stage in stages for n in stage]))
     stages = tuple(tuple(next(layers) for _ in stage) for stage in stages)
     planned = _layers.widened("vgg", (4096, 4096), width) if head == "dense" else ()
-    hidden = _layers.chosen("vgg", "hidden", hidden, planned)
+    hidden = _layers.chosen("hidden", hidden, planned)
     act = _layers.activation(activation)
     first = plan == "small" or activation == "binary"
     return VGG(num_classes, stages, hidden, norm, head, first, group_size, act, dtype)

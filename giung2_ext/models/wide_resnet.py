@@ -18,7 +18,7 @@ from jax import Array
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.models import _layers, _resnet
-from giung2_ext.models._layers import Channels, same_channels
+from giung2_ext.models._layers import Widths, same_channels
 
 
 class WideResNet(_resnet.ResNet):
@@ -26,7 +26,7 @@ class WideResNet(_resnet.ResNet):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        channels = Channels(self.channels)
+        channels = Widths("channels", self.channels)
         x = self._conv(images.astype(self.dtype), channels.next(self.planes[0]), 3)
         x = self._blocks(x, channels, train)
         return self._classify(self._activate(x, train))
@@ -35,7 +35,7 @@ class WideResNet(_resnet.ResNet):
         return self.activation(self._norm(x, train))
 
     def _block(
-        self, x: Array, planned: tuple[int, int, int], stride: int, channels: Channels, train: bool
+        self, x: Array, planned: tuple[int, int, int], stride: int, channels: Widths, train: bool
     ) -> Array:
         before, inner, outer = planned
         active = self._activate(x, train)

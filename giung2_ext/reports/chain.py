@@ -12,7 +12,7 @@ from giung2_ext.core.errors import Refusal
 from giung2_ext.reports import figures, lottery, results, tables
 from giung2_ext.storage import paths, predictions, records, tickets
 
-REPORT = "report"
+REPORT = paths.REPORT
 FAMILY = re.compile(r"imagenet[^:]*")  # a colon names another split
 
 
@@ -48,15 +48,11 @@ class Point(NamedTuple):
 def read_chain(folder: epath.Path) -> list[Point]:
     """Every finished cycle below a chain's folder, with one trial or several."""
     points = []
-    for trial, base in paths.trial_bases(folder).items():
-        arms = {p.parent for p in base.glob("*/[0-9][0-9][0-9]") if not p.parent.name.isdigit()}
-        for chain in [base, *sorted(arms)]:
-            for cycle in sorted(chain.glob("[0-9][0-9][0-9]")):
-                result = records.read_result(cycle)
-                if result is not None:
-                    arm = "" if chain == base else chain.name
-                    judged = read_judged(cycle, result["tickets"]["best"])
-                    points.append(Point(trial, arm, int(cycle.name), cycle, result, judged))
+    for trial, arm, cycle in paths.chain_cycles(folder):
+        result = records.read_result(cycle)
+        if result is not None:
+            judged = read_judged(cycle, result["tickets"]["best"])
+            points.append(Point(trial, arm, int(cycle.name), cycle, result, judged))
     if not any(point.arm == "" for point in points):
         if not folder.exists():
             raise Refusal(f"there is no folder {folder}")
@@ -184,9 +180,7 @@ def write_tables(found: Mapping[str, tables.Table], report: epath.Path) -> str:
     for name, table in found.items():
         if len(table) > 1:
             texts.append(tables.to_markdown(table))
-            paths.write_bytes(report / f"{name}.md", (texts[-1] + "\n").encode())
-            paths.write_bytes(report / f"{name}.csv", tables.to_csv(table).encode())
-            paths.write_bytes(report / f"{name}.tex", tables.to_latex(table).encode())
+            tables.write(report, name, table)
     return "\n\n".join(texts)
 
 

@@ -18,7 +18,7 @@ from giung2_ext.core.errors import Refusal
 from giung2_ext.reports import figures, tables
 from giung2_ext.storage import paths, records, tickets
 
-REPORT = "report"
+REPORT = paths.REPORT
 LEFT_OUT = 0.1  # of the energy
 FEW = 12  # rows of updates in the text
 

@@ -2,12 +2,16 @@
 
 import csv
 import io
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from etils import epath
+
 from giung2_ext.core import accounting
+from giung2_ext.storage import paths
 
 Table = list[list[str]]  # the first row is the header
 
@@ -84,19 +88,18 @@ def cost_table(points: Sequence[Any], rewind: Mapping[str, Any] | None = None) -
     first = min((p.trial for p in points), default=0)
     for p in sorted((p for p in points if p.arm == "" and p.trial == first), key=lambda p: p.cycle):
         result, trained = p.result, p.result.get("training_flops")
-        if "flops" not in result or not trained or not trained[1]:
-            return rows[:1]
+        left = [f"{p.cycle:03d}", f"{result['kept']:,}", f"{p.density:.4f}"]
+        if "flops" not in result or not trained or not trained[1]:  # of an earlier version
+            rows.append([*left, *["–"] * 6])
+            found = math.nan
+            continue
         found += trained[0]
         weights = accounting.totals_of(result["prunable"], result["kept"], result["parameters"])
         flops = accounting.Totals(**result["flops"])
-        cells = [f"{p.cycle:03d}", f"{result['kept']:,}", f"{p.density:.4f}"]
-        cells += [f"{weights.all_kept / weights.all:.4f}", f"{flops.all_kept:.4g}"]
-        cells += [
-            f"{flops.all_kept / flops.all:.4f}",
-            f"{trained[0]:.4g}",
-            f"{trained[0] / trained[1]:.4f}",
-        ]
-        rows.append([*cells, f"{found / trained[1]:.2f}"])
+        price = [flops.all_kept, flops.all_kept / flops.all, trained[0], trained[0] / trained[1]]
+        forms = (".4g", ".4f", ".4g", ".4f")
+        cells = [f"{weights.all_kept / weights.all:.4f}", *map(format, price, forms)]
+        rows.append([*left, *cells, "–" if math.isnan(found) else f"{found / trained[1]:.2f}"])
     return rows
 
 
@@ -146,7 +149,10 @@ def shift_table(points: Sequence[Any]) -> Table:
 
 def judged_sets(points: Sequence[Any]) -> list[str]:
     """The sets that any of them was judged on, those of the original table first."""
-    names = {name for p in points for name in p.judged}
+    return in_order({name for p in points for name in p.judged})
+
+
+def in_order(names: set[str]) -> list[str]:
     return [name for name in SHIFTS if name in names] + sorted(names - set(SHIFTS))
 
 
@@ -218,3 +224,9 @@ def to_latex(table: Table) -> str:
     columns = "r" * len(table[0])
     body = [r"\begin{tabular}{" + columns + "}", r"\hline", lines[0], r"\hline", *lines[1:]]
     return "\n".join([*body, r"\hline", r"\end{tabular}", ""])
+
+
+def write(folder: epath.Path, name: str, table: Table, as_csv: Callable[[Table], str] = to_csv) -> None:
+    """NAME.md, NAME.csv and NAME.tex."""
+    for kind, text in (("md", to_markdown(table) + "\n"), ("csv", as_csv(table)), ("tex", to_latex(table))):
+        paths.write_bytes(folder / f"{name}.{kind}", text.encode())

@@ -27,7 +27,7 @@ from giung2_ext.storage import paths
 
 Tree = Any
 CHECKSUMS = "checksums"
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 
 
 @contextlib.contextmanager
@@ -111,7 +111,7 @@ class StateStore:
         import orbax.checkpoint as ocp
 
         return ocp.CheckpointManager(
-            self.folder.resolve(),
+            self.folder.resolve() if paths.is_local(self.folder) else self.folder,
             options=ocp.CheckpointManagerOptions(**options),
             item_handlers={"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()},
         )
@@ -222,8 +222,8 @@ class StateStore:
         self.close()
         aside = self.folder.parent / paths.DAMAGED
         for step in steps:
-            aside.mkdir(parents=True, exist_ok=True)
-            (self.folder / str(step)).rename(aside / f"{self.folder.name}_{step}_{uuid.uuid4().hex[:8]}")
+            place = aside / f"{self.folder.name}_{step}_{uuid.uuid4().hex[:8]}"
+            paths.move_directory(self.folder / str(step), place)
 
     def clear(self) -> None:
         self.close()

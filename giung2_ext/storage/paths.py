@@ -6,21 +6,27 @@
         damaged/            states that could not be read or were not what was saved
         000/ 001/ ...       cycles, runs of their own; trial_<i>/ and <arm>/ hold chains of their own
 
-A name is a symbolic link on a disk and a small file with the target's path on an object store.
+A name is a symbolic link on a disk and a small file with the target's path on an object store. There
+a directory is what its objects' names begin with: it appears with its first file, is whole with its last.
 """
 
 import os
 import uuid
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 
 from giung2_ext.core.errors import Refusal
+from giung2_ext.storage import buckets
+from giung2_ext.storage.buckets import is_local
 
 TICKETS, STATES, CHAIN_STATES, DAMAGED = "tickets", "states", "chain_states", "damaged"
 LAST = "last.ckpt"
 BESTS = {"accuracy": "best_acc.ckpt", "loss": "best_loss.ckpt"}
-INSTABILITY = "instability.json"
+INSTABILITY, REPORT, PREDICTIONS = "instability.json", "report", "predictions"
+LOGS, JOBS = "logs", "jobs"  # of a sweep
 POINTER = "giung2-ext-pointer:"
+META = "ticket.json"  # of a ticket: lineage and counts
 
 
 def iteration(step: int) -> str:
@@ -51,6 +57,18 @@ def cycles(base: epath.Path) -> list[epath.Path]:
     return sorted(base.glob("[0-9][0-9][0-9]"))
 
 
+def chain_cycles(folder: epath.Path) -> Iterator[tuple[int, str, epath.Path]]:
+    """Trial, arm ("" of the tickets) and folder of every cycle of a chain, with one trial or several."""
+    for trial, base in trial_bases(folder).items():
+        arms = {p.parent for p in base.glob("*/[0-9][0-9][0-9]") if not p.parent.name.isdigit()}
+        for chain in [base, *sorted(arms)]:
+            yield from ((trial, "" if chain == base else chain.name, cycle) for cycle in cycles(chain))
+
+
+def is_cycle(folder: epath.Path) -> bool:
+    return len(folder.name) == 3 and folder.name.isdecimal()
+
+
 def finished_cycles(folder: epath.Path) -> list[epath.Path]:
     """Those of one chain that have a last ticket, from the dense one on; a gap is refused."""
     bases = trial_bases(folder)
@@ -72,10 +90,6 @@ def is_chain(folder: epath.Path) -> bool:
     return any(cycles(base) for base in trial_bases(folder).values())
 
 
-def is_local(path: epath.Path) -> bool:
-    return "://" not in os.fspath(path)
-
-
 def _beside(path: epath.Path) -> epath.Path:
     return path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
 
@@ -83,7 +97,7 @@ def _beside(path: epath.Path) -> epath.Path:
 def write_bytes(path: epath.Path, content: bytes) -> None:
     """Replaces the file at once: readers see the old content or the new."""
     if not is_local(path):
-        path.write_bytes(content)  # object stores publish an object whole
+        buckets.write(path, content)
         return
     temporary = _beside(path)
     try:
@@ -95,14 +109,18 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
 
 
 def write_directory(path: epath.Path, files: dict[str, bytes]) -> None:
-    """Makes a directory appear with all its files, the last one written last."""
+    """Makes a directory appear with all its files, the last one written last.
+
+    On an object store they appear one by one: the last one says that the directory is whole.
+    """
     if path.exists():
-        remove_directory(path)
+        remove_directory(path, list(reversed(files)))
     target = _beside(path) if is_local(path) else path
-    target.mkdir(parents=True, exist_ok=True)
     try:
+        if is_local(path):
+            target.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            (target / name).write_bytes(content)
+            write_bytes(target / name, content)
         if target != path:
             os.replace(target, path)
     except BaseException:
@@ -110,13 +128,36 @@ def write_directory(path: epath.Path, files: dict[str, bytes]) -> None:
         raise
 
 
-def remove_directory(path: epath.Path) -> None:
-    """Makes a directory disappear at once: a kill leaves none that is half empty under its name."""
+def remove_directory(path: epath.Path, first: Sequence[str] = ()) -> None:
+    """Makes a directory disappear at once: a kill leaves none that is half empty under its name.
+
+    On an object store the files `first` go first, so that what is left does not look whole.
+    """
     if is_local(path):
         temporary = _beside(path)
         os.replace(path, temporary)
         path = temporary
-    path.rmtree()
+    else:
+        for name in first:
+            (path / name).unlink(missing_ok=True)
+    path.rmtree(missing_ok=not is_local(path))
+
+
+def move_directory(path: epath.Path, target: epath.Path) -> None:
+    """To a place that is not there yet; on an object store file by file, which takes a while."""
+    if is_local(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    else:
+        buckets.move(path, target)
+
+
+def parents_of(folder: epath.Path) -> list[epath.Path]:
+    """The folder, where it really is, and those above it; of a bucket nothing above."""
+    if is_local(folder):
+        real = epath.Path(os.path.realpath(folder))
+        return [real, *real.parents]
+    return [folder, *(place for place in folder.parents if os.fspath(place).rstrip("/").count("/") > 1)]
 
 
 def point(name: epath.Path, target: epath.Path) -> None:
@@ -125,7 +166,7 @@ def point(name: epath.Path, target: epath.Path) -> None:
         raise Refusal(f"{name} is a file that this suite has not written: choose another folder")
     relative = os.path.relpath(target, name.parent)
     if not is_local(name):
-        name.write_text(POINTER + relative)
+        buckets.write(name, (POINTER + relative).encode())
         return
     temporary = _beside(name)
     os.symlink(relative, temporary)
@@ -138,6 +179,7 @@ def point(name: epath.Path, target: epath.Path) -> None:
 
 def is_single(name: epath.Path) -> bool:
     """Whether a ticket is one file, and no directory or name of one."""
+    buckets.check(name)
     if not name.exists() or name.is_dir():
         return False
     with name.open("rb") as file:
@@ -146,16 +188,21 @@ def is_single(name: epath.Path) -> bool:
 
 def resolve(name: epath.Path) -> epath.Path:
     """The directory that a checkpoint path stands for."""
+    buckets.check(name)
     if not name.exists():
         where = name.parent
         known = sorted(p.name for p in where.glob("*.ckpt")) if where.exists() else []
-        beside = f"; {where} has: {', '.join(known)}" if known else f"; {where} has no .ckpt"
+        none = f"; {where} has no .ckpt" * name.name.endswith(".ckpt")
+        beside = f"; {where} has: {', '.join(known)}" if known else none
         raise Refusal(f"no checkpoint at {name}{beside}")
     if not name.is_dir():
         content = name.read_bytes()[:4096]
         if not content.startswith(POINTER.encode()):
             raise Refusal(f"{name} is not a ticket of this suite (a directory, or a name of one)")
-        return name.parent / content.decode()[len(POINTER) :]
+        directory = name.parent / content.decode()[len(POINTER) :]
+        if not directory.exists():
+            raise Refusal(f"no checkpoint at {name}: it names {directory}, which is not there")
+        return directory
     return epath.Path(os.path.realpath(name)) if is_local(name) else name
 
 

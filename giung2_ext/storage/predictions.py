@@ -16,7 +16,7 @@ from etils import epath
 from giung2_ext.core.errors import Refusal
 from giung2_ext.storage import paths
 
-FOLDER = "predictions"
+FOLDER = paths.PREDICTIONS
 
 
 def folder_of(ticket: epath.Path, digest: str) -> epath.Path:

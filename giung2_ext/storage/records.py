@@ -7,15 +7,18 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
 from etils import epath
 
-from giung2_ext.core.errors import Refusal
-from giung2_ext.storage import paths
+from giung2_ext.core.errors import Failure, Refusal
+from giung2_ext.storage import buckets, paths
+from giung2_ext.storage.events import Sink
 
 CONFIG, METRICS, MOVES, RESULT = "config.json", "metrics.jsonl", "masks.jsonl", "result.json"
+SWEEP = "sweep.json"  # in the folder above the runs of a sweep
 PACKAGES = ("giung2_ext", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -62,6 +65,8 @@ def environment() -> dict[str, Any]:
         "commit": _git_commit(),
         "platform": platform.platform(),
         "command": sys.argv,
+        "directory": os.getcwd(),
+        "executable": sys.executable,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -139,53 +144,74 @@ def record_session(
     paths.write_bytes(folder / CONFIG, _json(stored))
 
 
+def record_end(folder: epath.Path, how: str, why: str) -> None:
+    """Adds to the history how its last session came to an end without a result: stopped or failed."""
+    stored = read_json(folder / CONFIG)
+    if stored and stored.get("sessions"):
+        when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        stored["sessions"][-1]["ended"] = {"how": how, "why": why, "when": when}
+        paths.write_bytes(folder / CONFIG, _json(stored))
+
+
 class MetricsLog:
     """metrics.jsonl: appended line by line, cut back to the step that a resumed run starts from.
 
-    So is masks.jsonl, a line for every update of the mask. With `tensorboard` the metrics are event files
-    in the run's folder too, one series a split.
+    So is masks.jsonl, a line for every update of the mask. `sinks` are told of the metrics too.
     """
 
-    def __init__(self, folder: epath.Path, step: int, tensorboard: bool = False):
-        self.events: Any = None
-        if tensorboard:
-            try:
-                from tensorboardX import SummaryWriter
-            except ImportError:
-                raise Refusal(
-                    "config.placement.tensorboard needs tensorboardX: pip install 'giung2_ext[tensorboard]'"
-                ) from None
-            self.events = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=step + 1)
+    def __init__(self, folder: epath.Path, step: int, sinks: Sequence[Sink] = ()):
+        self.sinks = sinks
         self.moves = Lines(folder / MOVES, step)
         self.lines = Lines(folder / METRICS, step)
 
     def write(self, rows: list[dict[str, Any]]) -> None:
-        if self.events is not None:
-            for row in rows:
-                for name in {"accuracy", "loss"} & row.keys():  # neither if all steps were skipped
-                    self.events.add_scalar(f"{row['split']}/{name}", row[name], row["step"])
-            self.events.flush()
         self.lines.write(rows)
+        for sink in self.sinks:
+            sink.write(rows)
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
 
 
 class Lines:
-    """A file of JSON lines, without those of later steps than `step`; it begins with its first row."""
+    """A file of JSON lines, without those of later steps than `step`; it begins with its first row.
+
+    An object cannot be appended to: there the whole text is written at every evaluation, and refused where
+    somebody else has written since.
+    """
 
     def __init__(self, path: epath.Path, step: int):
         self.path = path
         kept = [row for row in read_lines(path) if row["step"] <= step] if step else []
         self.text = "".join(json.dumps(row) + "\n" for row in kept)
+        if not paths.is_local(path):
+            self.generation = buckets.read(path)[1]
         if path.exists() or kept:
-            paths.write_bytes(path, self.text.encode())
+            self._replace(self.text)
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         new = "".join(json.dumps(row) + "\n" for row in rows)
         if paths.is_local(self.path):
             with self.path.open("a") as file:
                 file.write(new)
-        else:  # an object cannot be appended to
-            self.text += new
-            paths.write_bytes(self.path, self.text.encode())
+        else:
+            self._replace(self.text + new)
+
+    def _replace(self, text: str) -> None:
+        self.text, content = text, text.encode()
+        if paths.is_local(self.path):
+            paths.write_bytes(self.path, content)
+            return
+        made = buckets.write(self.path, content, only_if=self.generation)
+        if made is None:  # or a first try that went through
+            found, made = buckets.read(self.path)
+            if found != content:
+                raise Failure(
+                    f"{self.path} was written by another process since this one has its lock: see what "
+                    "else writes to this folder, then run the same command again"
+                )
+        self.generation = made
 
 
 def read_metrics(folder: epath.Path) -> list[dict[str, Any]]:

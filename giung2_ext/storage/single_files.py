@@ -9,16 +9,19 @@ rest, and the ticket's lineage and digest in `ticket.json`.
 import hashlib
 import io
 import json
+import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
 from flax import serialization, traverse_util
 
 from giung2_ext.core import masks as masking
+from giung2_ext.core import trees
 from giung2_ext.core.errors import Refusal
+from giung2_ext.storage import paths
 
 Tree = Any
-META = "ticket.json"
+META = paths.META
 DEPTHS = {20: 18, 36: 34, 53: 50, 104: 101, 155: 152}  # by the number of convolutions
 DEPTHS |= {21: 18, 37: 34}  # of a width above 1, whose first stage has a projection
 
@@ -30,10 +33,19 @@ class Parts(NamedTuple):
     lineage: dict[str, Any]
 
 
+def arrays_in(content: bytes) -> list[str]:
+    """Names of the arrays of an .npz; none of a damaged one."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except zipfile.BadZipFile:
+        return []
+
+
 def recognises(content: bytes) -> bool:
     """Whether a file looks like one of these, and not like one of PyTorch's."""
     if content[:2] == b"PK":
-        return META.encode() in content[-1_000_000:]
+        return META in arrays_in(content)
     return content[:1] in (b"\x81", b"\x82", b"\x83", b"\x84", b"\x85", b"\xde", b"\xdf")  # a map
 
 
@@ -137,8 +149,7 @@ def _compact(content: bytes, name: str) -> Parts:
     except Exception as error:  # a damaged zip raises a dozen kinds
         raise Refusal(f"{name} is damaged: it cannot be read as a compact ticket ({error})") from error
     del lineage["shapes"]
-    trees = (traverse_util.unflatten_dict(flat, sep="/") for flat in (params, masks, groups["statistics"]))
-    return Parts(*trees, lineage)
+    return Parts(*map(trees.nest, (params, masks, groups["statistics"])), lineage)
 
 
 def to_compact(params: Tree, masks: Tree, statistics: Tree, lineage: dict[str, Any]) -> bytes:

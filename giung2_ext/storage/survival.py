@@ -14,7 +14,9 @@ import numpy as np
 from flax import traverse_util
 
 from giung2_ext.core import masks as masking
+from giung2_ext.core import trees
 from giung2_ext.core.errors import Refusal
+from giung2_ext.storage import single_files
 
 Tree = Any
 META = "survival.json"
@@ -34,7 +36,7 @@ class Survival(NamedTuple):
         if not 0 <= cycle < self.cycles:
             raise Refusal(f"cycle {cycle} of a chain of {self.cycles}: 0 to {self.cycles - 1}")
         flat = {name: None if n is None else n > cycle for name, n in self.lived.items()}
-        found = traverse_util.unflatten_dict(flat, sep="/")
+        found = trees.nest(flat)
         if masking.digest(found) != self.meta["mask_digests"][cycle]:
             raise Refusal(f"the mask of cycle {cycle} is not the one that was written: the file is damaged")
         return found
@@ -72,7 +74,7 @@ def to_bytes(survival: Survival) -> bytes:
 
 
 def is_survival(content: bytes) -> bool:
-    return content[:2] == b"PK" and META.encode() in content[-1_000_000:]
+    return META in single_files.arrays_in(content)
 
 
 def from_bytes(content: bytes, name: str) -> Survival:
@@ -80,6 +82,10 @@ def from_bytes(content: bytes, name: str) -> Survival:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             meta = json.loads(stored[META].tobytes())
             lived = {key.partition("/")[2]: stored[key] for key in stored.files if key.startswith("lived/")}
+            lived |= dict.fromkeys(meta.pop("unprunable"))
+            digests = meta["mask_digests"]
+            if not all(type(digest) is str for digest in digests) or len(digests) > MOST:
+                raise ValueError("digests of masks that are none")
     except Exception as error:  # a damaged zip raises a dozen kinds
         raise Refusal(f"{name} cannot be read as the map of a chain ({error})") from error
-    return Survival(lived | dict.fromkeys(meta.pop("unprunable")), meta)
+    return Survival(lived, meta)

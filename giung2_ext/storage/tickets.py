@@ -18,12 +18,13 @@ from etils import epath
 from flax import traverse_util
 
 from giung2_ext.core import masks as masking
+from giung2_ext.core import trees
 from giung2_ext.core.errors import Refusal
-from giung2_ext.storage import paths, single_files
+from giung2_ext.storage import buckets, paths, single_files
 
 Tree = Any
 FORMAT = 1
-ARRAYS, META = "arrays.npz", "ticket.json"
+ARRAYS, META = "arrays.npz", paths.META
 
 
 class Ticket(NamedTuple):
@@ -40,10 +41,6 @@ class Ticket(NamedTuple):
 def _flat(tree: Tree, group: str) -> dict[str, np.ndarray]:
     flat = traverse_util.flatten_dict(tree, sep="/")
     return {f"{group}/{k}": np.asarray(v) for k, v in flat.items() if v is not None}
-
-
-def _nest(flat: dict[str, Any]) -> Tree:
-    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _digest(arrays: dict[str, np.ndarray], lineage: dict[str, Any]) -> str:
@@ -66,7 +63,6 @@ def write_ticket(
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
         text = json.dumps(meta, indent=1)
-        (folder / paths.TICKETS).mkdir(parents=True, exist_ok=True)
         paths.write_directory(path, {ARRAYS: buffer.getvalue(), META: text.encode()})
     return path, meta
 
@@ -140,7 +136,7 @@ def read_ticket(name: epath.Path | str) -> Ticket:
         groups[group][path] = array
     params, packed = groups["params"], groups["masks"]
     masks = {k: masking.unpack(packed[k], v.shape) if k in packed else None for k, v in params.items()}
-    return Ticket(_nest(params), _nest(masks), _nest(groups["statistics"]), meta)
+    return Ticket(trees.nest(params), trees.nest(masks), trees.nest(groups["statistics"]), meta)
 
 
 def ticket_of_file(content: bytes, name: str) -> Ticket:
@@ -158,8 +154,8 @@ def name_ticket(folder: epath.Path, name: str, ticket: epath.Path) -> None:
 
 def refuse_inside(folder: epath.Path) -> None:
     """Refuses to write a run into a ticket, which is immutable."""
-    real = epath.Path(os.path.realpath(folder)) if paths.is_local(folder) else folder
-    for place in (real, *real.parents):
+    buckets.check(folder)
+    for place in paths.parents_of(folder):
         if (place / META).exists():
             raise Refusal(f"{folder} is inside the ticket {place}; choose another --save")
 
@@ -174,4 +170,4 @@ def drop_unnamed(folder: epath.Path, keep: Iterable[str] = ()) -> None:
     named |= {place_of(folder, digest).name for digest in keep}
     for ticket in (folder / paths.TICKETS).glob("*"):
         if ticket.name not in named and not ticket.name.startswith("."):
-            paths.remove_directory(ticket)
+            paths.remove_directory(ticket, first=[META])

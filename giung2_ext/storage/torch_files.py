@@ -151,8 +151,16 @@ def read(content: bytes, name: str) -> tuple[Any, dict[str, bytes]]:
     except Exception as error:  # a damaged file raises a dozen kinds
         raise Refusal(
             f"{name} cannot be read as a file of PyTorch or a pickle of arrays, and nothing in it was run: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}{_hint(content, error)}"
         ) from error
+
+
+def _hint(content: bytes, error: Exception) -> str:
+    if not content:
+        return " (it is empty)"
+    if isinstance(error, zipfile.BadZipFile | EOFError):
+        return " (is it whole?)"
+    return " (of a whole model, save its state_dict())" * ("__main__" in str(error))
 
 
 def write(tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes]) -> bytes:

@@ -42,18 +42,26 @@ def device_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
 
 
-def needed(compile_steps: Callable[[], Sequence[jax.stages.Compiled]]) -> float:
-    """The most bytes that a compiled program needs on one device; infinite if it cannot be compiled."""
+def needed(programs: Sequence[jax.stages.Lowered]) -> float:
+    """The most bytes that one of the programs needs on one device; infinite if it cannot be compiled."""
     try:
-        return max(_needed(compiled) for compiled in compile_steps())
+        return max(peak(lowered.compile()) for lowered in programs)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             return math.inf
         raise
 
 
-def _needed(compiled: jax.stages.Compiled) -> float:
+def peak(compiled: jax.stages.Compiled) -> float:
+    """Bytes on one device: what the compiler for TPUs has planned, elsewhere what it cannot be above.
+
+    There a program whose buffers do not fit is not compiled at all; for CPUs and GPUs the planned peak may
+    leave out what is allocated at once.
+    """
     analysis: Any = compiled.memory_analysis()
+    [first, *_] = jax.tree.leaves(compiled.input_shardings)
+    if next(iter(first.device_set)).platform == "tpu":
+        return float(analysis.peak_memory_in_bytes)
     whole = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
     return float(max(analysis.peak_memory_in_bytes, whole - analysis.alias_size_in_bytes))
 

@@ -14,6 +14,7 @@ from giung2_ext.core.errors import Refusal
 from giung2_ext.training.program import Program
 from giung2_ext.training.state import State
 from giung2_ext.training.step import Metrics, Moves
+from giung2_ext.training.tracing import Trace
 
 Tree = Any
 
@@ -36,10 +37,12 @@ class NonFinite(Exception):
         self.member, self.step = member, step
 
 
-def stops(step: int, total: int, every: list[int], due: Callable[[int], bool]) -> Iterator[int]:
-    """The steps to halt at after `step`: multiples of each of `every`, due steps, and the end."""
+def stops(
+    step: int, total: int, every: list[int], due: Callable[[int], bool], also: tuple[int, ...] = ()
+) -> Iterator[int]:
+    """The steps to halt at after `step`: multiples of each of `every`, due steps, `also`, and the end."""
     while step < total:
-        limit = min([total] + [step + e - step % e for e in every if e > 0])
+        limit = min([total] + [step + e - step % e for e in every if e > 0] + [s for s in also if s > step])
         step = next((s for s in range(step + 1, limit) if due(s)), limit)
         yield step
 
@@ -76,6 +79,7 @@ def run_loop(
     log_every: int,
     on_metrics: Callable[[int, Metrics], None],
     on_moves: Callable[[int, Moves], None] = lambda step, moves: None,
+    trace: Trace | None = None,
 ) -> State:
     """Trains from the state's step to `total`; `on_metrics` gets host arrays, one call a chunk, and
     `on_moves` one an update of the mask."""
@@ -107,7 +111,8 @@ def run_loop(
 
     if step == 0:
         call_hooks(0, start=True)
-    for stop in stops(step, total, [log_every] + [h.every for h in hooks], is_due):
+    traced = (trace.first, trace.last) if trace is not None else ()
+    for stop in stops(step, total, [log_every] + [h.every for h in hooks], is_due, traced):
         while step < stop:
             if is_due(step):
                 state, metrics, moves = program.update(state, data)
@@ -117,6 +122,8 @@ def run_loop(
                 step, moves = stop, None
             drain()
             pending.append((step, metrics, moves))
+        if trace is not None:
+            trace.reach(step, state)
         call_hooks(step, start=False)
     drain()
     return state

@@ -112,6 +112,9 @@ class Population:
         """Data that every member sees, on every device."""
         return put(tree, lambda x: self._whole)
 
+    def abstract_shared(self, tree: Tree) -> Tree:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._whole), tree)
+
     def share_batches(self, tree: Tree) -> Tree:
         """(batches, rows, ...) that every member sees; one member's devices have a share of the rows."""
         return self.layout.put_rows(tree, axis=1) if self.solo else self.share(tree)

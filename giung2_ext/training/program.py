@@ -40,8 +40,10 @@ class Program(NamedTuple):
     observe: Callable[[State], tuple[Tree, Tree, Tree]]
     """What a ticket holds: the weights that the network sees (of the moving average, if there is
     one), their masks, the statistics"""
-    compile: Callable[[State, Tree], list[jax.stages.Compiled]]
+    lower: Callable[[State, Tree], list[jax.stages.Lowered]]
     """(shapes of the state, data or the shapes of a batch): the steps' programs, to be looked at"""
+    lower_evaluation: Callable[[State, Tree], jax.stages.Lowered]
+    """The same of one streamed batch's evaluation"""
     evaluate: Callable[[tuple[Tree, Tree], Tree], Mapping[str, Array]]
     """((weights, statistics), padded batches or an iterable of placed ones) -> sums of loss, correct,
     seen"""
@@ -104,15 +106,21 @@ def make_program(
         members, (metrics, moves) = update(state.replace(step=None), at, data)
         return members.replace(step=np.int32(at + 1)), metrics, moves
 
-    def compile_both(state: State, data: Tree) -> list[jax.stages.Compiled]:
+    def lower(state: State, data: Tree) -> list[jax.stages.Lowered]:
         ordinary, due = programs(state.replace(step=None), data)
-        return [ordinary.compile()] + ([due().compile()] if method.due is not None else [])
+        return [ordinary] + ([due()] if method.due is not None else [])
+
+    def lower_evaluation(state: State, batch: Tree) -> jax.stages.Lowered:
+        shapes = jax.eval_shape(observe, state.replace(step=None))
+        network = population.layout.abstract((shapes[0], shapes[2]))
+        return evaluate_one.lower(network, batch)
 
     return Program(
         chunk=run_chunk,
         update=run_update,
         observe=lambda state: compiled_observe(state.replace(step=None)),
-        compile=compile_both,
+        lower=lower,
+        lower_evaluation=lower_evaluation,
         evaluate=run_evaluate,
     )
 
@@ -200,11 +208,12 @@ def _streamed(steps: Steps, prepare: Callable[..., Any], population: Population)
 
     one = population.compile(run, donate=True)
     other = population.compile(run_due, donate=True)
-    zeros = population.share(jax.tree.map(np.asarray, Metrics.zeros()))
+    start = jax.eval_shape(Metrics.zeros)
+    place_zeros = functools.cache(lambda: population.share(jax.tree.map(np.asarray, Metrics.zeros())))
     waiting: deque[Any] = deque()
 
     def chunk(members: State, at: int, data: Any, length: int) -> tuple[State, Metrics]:
-        total = zeros
+        total = place_zeros()
         for step in range(at, at + length):
             members, total = one(members, np.int32(step), data.batch(step), total)
             _wait(waiting, total)
@@ -215,7 +224,7 @@ def _streamed(steps: Steps, prepare: Callable[..., Any], population: Population)
 
     def lower(members: State, batch: Tree) -> Any:
         return (
-            one.lower(members, np.int32(0), batch, zeros),
+            one.lower(members, np.int32(0), batch, population.abstract_shared(start)),
             lambda: other.lower(members, np.int32(0), batch),
         )
 

@@ -106,15 +106,21 @@ def cut(batch: Batch, slices: int, shares: int) -> Batch:
     return {name: one(x) for name, x in batch.items()}
 
 
+def _is_heavy(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name in ("conv_general_dilated", "dot_general")
+
+
 def make_gradients(
-    model: nn.Module, smoothing: float, layout: Layout = LOCAL, shares: int = 1
+    model: nn.Module, smoothing: float, layout: Layout = LOCAL, shares: int = 1, remat: bool = False
 ) -> Callable[..., Any]:
     """(weights, statistics, batch, slices, offset=None, scale=None) -> dense grads, statistics, metrics.
 
     The batch is `cut` into `slices` parts: gradients are those of the mean over its valid examples,
     updated statistics the mean over the parts. With `offset`, a tree of gradients, the grads are the
     pair (mean, mean over parts of |gradient of the part's own mean + offset|), and the parts are
-    consecutive. With `scale` the loss is scaled on the way back; the grads are unscaled, in float32.
+    consecutive. With `scale` the loss is scaled on the way back; the grads are unscaled, in float32. With
+    `remat` only what convolutions and products give is kept for the way back, and the rest of it, of
+    little arithmetic, is computed again.
     """
 
     def loss(
@@ -131,6 +137,9 @@ def make_gradients(
         hits = (valid & losses.correct(logits, batch["labels"])).sum(dtype=jnp.int32)
         mean = total / valid.size  # of all rows: `unbiased` does the rest
         return mean if scale is None else mean * scale, (updated, total, hits, count)
+
+    if remat:
+        loss = jax.checkpoint(loss, policy=_is_heavy)
 
     def unbiased(grads: Tree, rows: int, count: Array) -> Tree:
         """From the mean over all rows, padding too, to the mean over those that are valid.
@@ -210,6 +219,7 @@ def make_step(
     average: float | None = None,
     layout: Layout = LOCAL,
     shares: int = 1,
+    remat: bool = False,
 ) -> tuple[Callable[[State, Batch], tuple[State, Metrics]], Callable[..., Any]]:
     """The ordinary step, (state, batch) -> (state, metrics), and the mask-update step, which gives Moves
     too.
@@ -217,7 +227,7 @@ def make_step(
     `groups` is how many parts of the batch |gradient| is averaged over for methods with `abs_over`;
     `average` is the decay of the state's moving average; micro-batches are `cut` from `shares` shares.
     """
-    gradients = make_gradients(model, smoothing, layout, shares)
+    gradients = make_gradients(model, smoothing, layout, shares, remat)
 
     def run(due: bool, state: State, batch: Batch) -> tuple[State, Metrics]:
         trainable, method_state, opt_state = state.trainable, state.method, state.optimizer

@@ -16,9 +16,9 @@ from PIL import Image
 from benchmarks import _jpegs
 from giung2_ext.core import masks as masking
 from giung2_ext.data.sources import _imagenet
+from giung2_ext.experiments.building import build_model
 from giung2_ext.experiments.config import default_config
 from giung2_ext.experiments.judging import Judge, open_dataset
-from giung2_ext.experiments.setup import build_model
 from giung2_ext.storage import tickets
 from giung2_ext.training.state import init_variables, seed_key
 from giung2_ext.training.step import network

@@ -78,8 +78,10 @@ class Ours:
     def memory(self):
         state = self.state
         used = sum(leaf.nbytes for leaf in jax.tree.leaves(state.replace(step=None)))
-        (compiled,) = self.program.compile(state, self.data)
-        scratch = compiled.memory_analysis().temp_size_in_bytes * self.population.mesh.size  # a device's
+        (lowered,) = self.program.lower(state, self.data)
+        scratch = (
+            lowered.compile().memory_analysis().temp_size_in_bytes * self.population.mesh.size
+        )  # a device's
         shares = (amount / self.population.slots / 1e6 for amount in (used, scratch))
         return "a trial takes {:.1f} MB of state and {:.1f} MB of scratch".format(*shares)
 

@@ -8,7 +8,7 @@ import pytest
 import giung2_ext.models
 from giung2_ext.core import accounting, allocate, discovery, trees
 from giung2_ext.core import masks as masking
-from giung2_ext.experiments.setup import count_uses
+from giung2_ext.experiments.building import count_uses
 
 
 def count(model, image, **options):

@@ -72,6 +72,13 @@ PACKINGS = {
 }
 
 
+def test_folders_in_a_bucket_are_read_as_on_a_disk(tmp_path, object_store, bucket):
+    write_folder(tmp_path, WNID_FILES | CLUTTER)
+    for place in (bucket / "val", bucket):
+        there = folders.read(object_store.put(tmp_path, place), "wnid")
+        assert rows(there) == rows(folders.read(tmp_path, "wnid"))
+
+
 def rows(records):
     return [records[i] for i in range(len(records))]
 

@@ -91,6 +91,20 @@ def test_arrays_are_read_as_stored_and_the_last_of_train_are_held_out(packed, im
     assert isinstance(train.images, np.memmap) == (not packed)  # not read before it is needed
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_arrays_in_a_bucket_are_those_on_a_disk(packed, image_arrays, object_store, bucket):
+    if packed:
+        to_npz(image_arrays)
+    place = object_store.put(image_arrays, bucket / "arrays")
+    here, there = (
+        arrays.build(os.fspath(each), num_classes=3, holdout=25) for each in (image_arrays, place)
+    )
+    for split in here.splits:
+        for what in ("images", "labels"):
+            own, other = (getattr(each.splits[split], what) for each in (here, there))
+            assert np.array_equal(own, other)
+
+
 def test_a_validation_split_of_its_own_leaves_train_whole(image_arrays):
     for what in ("images", "labels"):
         np.save(image_arrays / f"validation_{what}.npy", np.load(image_arrays / f"test_{what}.npy")[:7])

@@ -139,6 +139,13 @@ def read_small(folder, split="train"):
     return tfds_folders.read(folder, split, label_key="original_label", extra="real_label")
 
 
+def test_a_directory_in_a_bucket_is_read_as_on_a_disk(root, object_store, bucket):
+    place = object_store.put(root, bucket / "data")
+    here, there = (read_small(tfds_folders.find(each, "small")) for each in (epath.Path(root), place))
+    assert [there[i] for i in range(len(there))] == [here[i] for i in range(len(here))]
+    assert len(here) == COUNTS["train"]
+
+
 def edit(folder, **changes):
     file = folder / "dataset_info.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))

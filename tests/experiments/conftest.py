@@ -38,13 +38,10 @@ def train():
     return lambda save, *arguments: single.train_one(parse("--mesh=data:1", *arguments), str(save))
 
 
-IMP_FLAGS = flags.FLAGS | {"pruning_ratio": "chain.pruning_ratio"}
-
-
 @pytest.fixture(scope="session")
 def config_of():
     """The config of a command line of scripts/imp.py."""
-    return lambda *arguments: parse(*arguments, table=IMP_FLAGS)
+    return lambda *arguments: parse(*arguments, table=flags.IMP_FLAGS)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from fakes import REPOSITORY, random_variables
 from giung2_ext.core import allocate, criteria, trees
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
-from giung2_ext.experiments import choosing, setup, single, start
+from giung2_ext.experiments import choosing, settling, setup, start
 from giung2_ext.storage.tickets import read_ticket
 from giung2_ext.training import state as states
 from giung2_ext.training import step as steps
@@ -27,7 +27,7 @@ NORMALISED = ("--data_name=arrays", "--config.data.num_classes=3", "--config.dat
 
 
 def settled(config):
-    return single.settled(epath.Path("nowhere"), config)
+    return settling.settled(epath.Path("nowhere"), config)
 
 
 class Beginning:

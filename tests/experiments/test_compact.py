@@ -13,8 +13,9 @@ import giung2_ext.models
 from giung2_ext.core import discovery
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Failure, Refusal
-from giung2_ext.experiments import compaction
+from giung2_ext.experiments import compaction, exporting, importing
 from giung2_ext.experiments.config import default_config
+from giung2_ext.experiments.doctor import examination
 from giung2_ext.experiments.evaluate import evaluate
 from giung2_ext.experiments.judging import Judge, open_dataset
 from giung2_ext.storage.tickets import read_ticket, write_ticket
@@ -22,17 +23,17 @@ from giung2_ext.storage.tickets import read_ticket, write_ticket
 DIGITS = {"name": "digits"}
 
 
-def make_ticket(folder, name="resnet_cifar", kill=lambda masks, params: None, **options):
+def make_ticket(folder, name="resnet_cifar", kill=lambda masks, params: None, image=IMAGE, **options):
     """The name of a ticket of 10 classes, its every number drawn."""
     options = SMALL.get(name, {}) | options
     network = discovery.build(giung2_ext.models, "model", name, num_classes=10, **options)
-    drawn = jax.tree.map(np.array, random_variables(network, IMAGE))
+    drawn = jax.tree.map(np.array, random_variables(network, image))
     params = drawn.pop("params")
     masks = jax.tree.map(np.array, masking.dense(params, "kernels"))
     kill(masks, params)
     statistics = drawn | {"image_stats": {"m": np.full(1, 0.3, "f4"), "s": np.full(1, 0.4, "f4")}}
     model = {"name": name} | {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
-    lineage = dict(model=model, data=DIGITS, num_classes=10, image_shape=list(IMAGE), step=7)
+    lineage = dict(model=model, data=DIGITS, num_classes=10, image_shape=list(image), step=7)
     lineage |= {"seed": 3, "parents": {"matching": "abc"}, "precision": "float32"}
     params = jax.device_get(masking.apply(masks, params))
     return str(write_ticket(epath.Path(folder), params, masks, statistics, lineage)[0])
@@ -120,7 +121,7 @@ def test_what_it_costs_is_counted_and_its_time_measured(compacted):
 def test_it_says_what_it_did_and_again_writes_the_same(first, compacted, capsys, monkeypatch):
     _, folder = compacted
     before = (folder / "last.ckpt").resolve()
-    command = ["compact.py", first, f"--to={folder}", "--images=4"]
+    command = ["compact.py", f"--to={folder}", first, "--images=4"]
     monkeypatch.setattr(sys, "argv", command)
     script_module("compact").main()
     said = capsys.readouterr().out
@@ -141,10 +142,16 @@ def test_compacting_what_is_compact_says_so_and_writes_nothing(compacted, tmp_pa
 
 def test_a_place_with_another_ticket_is_refused_before_anything_is_computed(first, compacted, tmp_path):
     other = make_ticket(tmp_path, name="lenet")
-    with pytest.raises(Refusal, match=r"last.ckpt is another ticket, and would be replaced"):
+    with pytest.raises(Refusal, match=r"last.ckpt is another ticket: choose another folder"):
         compaction.compact(other, str(compacted[1]))
     with pytest.raises(Refusal, match="is inside the ticket"):
         compaction.compact(other, f"{first}/inside")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")
+    for place in ("run", "run/tickets", "run/states", "run/damaged"):
+        with pytest.raises(Refusal, match=r"run is the folder of a run: choose another"):
+            compaction.compact(other, str(tmp_path / place))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
 
 
 def test_logits_that_would_change_are_refused(first, tmp_path, monkeypatch):
@@ -156,34 +163,98 @@ def test_logits_that_would_change_are_refused(first, tmp_path, monkeypatch):
     assert not (tmp_path / "to").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "reader", "left"),
-    [
-        ("lenet", {}, "Dense_1", {"hidden": [15, 12]}),
-        ("convnet", {}, "Conv_1", {"widths": [3, 6]}),
-        ("conv", dict(channels=(4, 5), hidden=(6, 7)), "Dense_1", {"channels": [4, 5], "hidden": [5, 7]}),
-    ],
-)
-def test_the_widths_of_every_kind_of_layer_have_an_option(name, options, reader, left, tmp_path):
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_network_that_has_diverged_is_refused_with_that_reason(value, tmp_path):
+    def diverge(masks, params):
+        masks["Dense_1"]["kernel"][2] = False
+        params["Dense_0"]["kernel"][3, 4] = value
+
+    ticket = make_ticket(tmp_path / "first", "lenet", diverge)
+    with pytest.raises(Refusal, match="logits are not finite: it diverged; nothing is written") as refused:
+        compaction.compact(ticket, str(tmp_path / "to"), 4)
+    assert refused.type is Refusal
+    assert not (tmp_path / "to").exists()
+
+
+CONV = dict(channels=(4, 5), hidden=(6, 7))
+NARROWER = {  # options, a layer that does not read its input 2, what is left: a map has a dead one too
+    "lenet": ({}, "Dense_1", {"hidden": [15, 12]}),
+    "convnet": ({}, "Conv_1", {"widths": [3, 6]}),
+    "conv": (CONV, "Dense_1", {"channels": [4, 4], "hidden": [5, 7]}),
+    "lenet5": (CONV, "Dense_1", {"channels": [4, 4], "hidden": [5, 7]}),
+}
+
+
+@pytest.fixture(scope="module", params=NARROWER)
+def narrower(request, tmp_path_factory):
+    """(model, the first ticket, the name of the compacted one)"""
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    options, reader, left = NARROWER[name]
+
     def kill(masks, params):
         masks[reader]["kernel"][..., 2, :] = False
+        if "channels" in left:
+            masks["Dense_0"]["kernel"].reshape(-1, 5, 6)[:, 1] = False
 
-    ticket = make_ticket(tmp_path, name, kill, **options)
-    assert compaction.compact(ticket, str(tmp_path / "to"), 2)["removed"] == 1
-    model = read_ticket(str(tmp_path / "to/last.ckpt")).meta["model"]
+    ticket = make_ticket(folder / "first", name, kill, **options)
+    compaction.compact(ticket, str(folder / "to"), 2)
+    return name, read_ticket(ticket), folder / "to/last.ckpt"
+
+
+def test_the_widths_of_every_kind_of_layer_have_an_option(narrower):
+    name, first, last = narrower
+    model, left = read_ticket(str(last)).meta["model"], NARROWER[name][2]
     assert {key: model[key] for key in left} == left
-    assert set(model) - set(left) == set(read_ticket(ticket).meta["model"]) - set(left)
+    assert set(model) - set(left) == set(first.meta["model"]) - set(left)
 
 
-def test_a_model_whose_channels_cannot_be_chosen_is_refused(tmp_path):
+def test_the_doctor_finds_no_fault_in_it(narrower, compacted, capsys):
+    for last in (narrower[2], compacted[1] / "last.ckpt"):
+        assert examination.report(last)
+        assert "looked at 0 runs, 1 ticket" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors", ".npz"])
+def test_what_was_exported_of_it_is_imported_as_the_same_ticket(ending, narrower, tmp_path):
+    last, file = read_ticket(str(narrower[2])), epath.Path(tmp_path / f"a{ending}")
+    exporting.export(last, file)
+    assert importing.open_any(file, importing.Wishes())[0].digest == last.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "ours", "theirs"),
+    [("conv", (4, 3), "Dense_0", "linear.0"), ("vgg", (4, 3, 8, 8, 16, 15), "cls", "classifier")],
+)
+def test_a_map_is_flattened_in_a_file_as_pytorch_flattens_the_channels_that_are_left(
+    name, channels, ours, theirs, tmp_path
+):
+    ticket = read_ticket(make_ticket(tmp_path, name, image=(16, 16, 1), channels=channels))
+    exporting.export(ticket, epath.Path(tmp_path / "a.pt"))
+    imported, _ = importing.open_any(epath.Path(tmp_path / "a.pt"), importing.Wishes())
+    assert imported.digest == ticket.digest
+    kernel = ticket.params[ours]["kernel"]
+    side = round((len(kernel) / channels[-1]) ** 0.5)
+    assert side > 1
+    expected = kernel.reshape(side, side, channels[-1], -1).transpose(3, 2, 0, 1)
+    found = exporting.named_for_torch(ticket, masks=False)[0][f"{theirs}.weight"]
+    assert np.array_equal(found.reshape(expected.shape), expected)
+
+
+def test_a_model_whose_channels_cannot_be_chosen_is_refused_and_those_are_named_whose_can(tmp_path):
     def kill(masks, params):
-        masks["Conv_1"]["kernel"][:, :, 2] = False
+        masks["Block_1"]["fc1"]["kernel"][:, 2] = False
+        masks["Block_1"]["fc2"]["kernel"][2] = False
 
-    ticket = make_ticket(tmp_path, "lenet5", kill)
-    with pytest.raises(
-        Refusal, match=r"lenet5 has no option for the channels that are left of Conv_0/kernel"
-    ):
+    ticket = make_ticket(tmp_path / "first", "vit", kill)
+    said = (
+        r"vit has no option for the channels that are left of Block_1/fc1/kernel: 1 channels are dead and "
+        r"cannot be taken out; nothing is written. Such options have alexnet \(channels, hidden\), conv "
+        r"\(channels, hidden\), convnet \(widths\), lenet \(hidden\), lenet5 .*, wide_resnet \(channels\)$"
+    )
+    with pytest.raises(Refusal, match=said):
         compaction.compact(ticket, str(tmp_path / "to"))
+    assert not (tmp_path / "to").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,15 @@ import pytest
 from etils import epath
 from fakes import REPOSITORY, Stopped, dying_at, script_module
 
+import giung2_ext
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
-from giung2_ext.experiments import lottery, single
+from giung2_ext.experiments import converting, exporting, importing, single
+from giung2_ext.experiments.building import build_method
 from giung2_ext.experiments.config import Config, default_config, with_defaults
 from giung2_ext.experiments.config import recipe as recipe_of
-from giung2_ext.experiments.doctor import chain as doctor_chain
 from giung2_ext.experiments.doctor import counts, examination, state
-from giung2_ext.experiments.setup import build_method
+from giung2_ext.experiments.doctor.findings import Exam
 from giung2_ext.storage import paths, records, tickets
 from giung2_ext.storage.checkpoints import StateStore
 from giung2_ext.training import loop
@@ -131,23 +132,9 @@ def test_nothing_is_wrong_with_a_good_chain(good, script):
     assert "note: 003: is not finished" in done.stdout
     exam = examination.examine(epath.Path(good))
     assert summary.startswith(f"{good}: looked at 5 runs, {exam.looked['ticket']} tickets, ")
-    assert f" 8 parents and 1 state: no fault, {len(lines)} note" in summary
+    assert f" 8 parents, 4 rewindings and 1 state: no fault, {len(lines)} note" in summary
     assert exam.looked["ticket"] == len({os.path.realpath(name) for name in good.rglob("*.ckpt")})
     assert exam.looked["parent"] == 8
-
-
-@pytest.mark.parametrize("ratios", ["", "dense:0.5,cls:0.75"])
-def test_parents_are_looked_for_where_imp_takes_them_from(ratios, config_of, tmp_path):
-    flags = (*QUICK, f"--config.chain.arms={','.join(lottery.ARMS)}", "--config.chain.late_ni=4")
-    flags = (*flags, "--config.chain.finetune_lr=0.0001", f"--config.chain.layer_ratios={ratios}")
-    config = config_of(*flags, "--config.chain.cycles=3")
-    planned = lottery.plan(config, lottery.plan_chains(config, epath.Path(tmp_path)))
-    cycles = [(p.chain, p.cycle, p.run.config.start) for p in planned if p.cycle is not None]
-    assert len(cycles) == 4 + 3 * len(lottery.ARMS) + 1  # sibling has a dense cycle too
-    for chain, index, start in cycles:
-        found = doctor_chain.parents_of(chain, index, bool(ratios))
-        named = [epath.Path(name).parent for name in (start.matching_ckpt, start.previous_ckpt)]
-        assert list(found) == named, (chain.base, index)
 
 
 def test_a_ticket_and_a_run_can_be_looked_at_alone(good):
@@ -155,6 +142,125 @@ def test_a_ticket_and_a_run_can_be_looked_at_alone(good):
     assert (ticket.faults, ticket.looked["ticket"]) == ([], 1)
     run = examination.examine(epath.Path(good) / "003")
     assert (run.faults, run.looked["run"], run.looked["state"]) == ([], 1, 1)
+
+
+def test_a_chain_is_the_same_from_within_and_under_any_name(good, tmp_path, monkeypatch):
+    shutil.copytree(good, tmp_path / "2024", symlinks=True)
+    monkeypatch.chdir(tmp_path / "2024")
+    exam = examination.examine(epath.Path("."))
+    assert (exam.faults, exam.looked["parent"]) == ([], 8)
+
+
+def test_nothing_is_written(good):
+    def files():
+        return {path: os.lstat(path).st_mtime_ns for path in good.rglob("*")}
+
+    before = files()
+    examination.examine(epath.Path(good))
+    assert files() == before
+
+
+@pytest.mark.parametrize("ending", [".npz", ".safetensors"])
+def test_a_ticket_that_is_one_file_is_a_ticket(ending, good, tmp_path):
+    ticket = tickets.read_ticket(good / SOME)
+    exporting.export(ticket, epath.Path(tmp_path / f"a{ending}"))
+    exam = examination.examine(epath.Path(tmp_path / f"a{ending}"))
+    assert (exam.findings, exam.looked["ticket"]) == ([], 1)
+    content = (tmp_path / f"a{ending}").read_bytes()
+    (tmp_path / f"a{ending}").write_bytes(content[:-40])
+    assert "cannot be read as" in faults(epath.Path(tmp_path / f"a{ending}"))[0][1]
+
+
+def test_the_map_of_a_chain_is_looked_at_cycle_by_cycle(good, tmp_path):
+    shutil.copytree(good, tmp_path / "c", symlinks=True, ignore=shutil.ignore_patterns("003"))
+    converting.convert(str(tmp_path / "c"), str(tmp_path / "map.npz"), importing.Wishes())
+    exam = examination.examine(epath.Path(tmp_path / "map.npz"))
+    assert (exam.findings, exam.looked["mask"]) == ([], 3)
+
+
+def test_an_accuracy_that_is_not_its_count(finished):
+    path = finished / "002/result.json"
+    result = json.loads(path.read_text())
+    own = result["scores"]["last"]["test"]
+    own["accuracy"] = 0.99
+    path.write_text(json.dumps(result))
+    assert_only(
+        finished, ("002/result.json", f"says accuracy 0.9900 of last on test, where {own['correct']:,}")
+    )
+
+
+def test_a_ticket_that_no_run_has_trained_lacks_no_recipe(good, tmp_path):
+    ticket = giung2_ext.load_ticket(good / SOME)
+    giung2_ext.save_ticket(tmp_path / "mine", ticket.params, ticket.masks, like=ticket)
+    assert examination.examine(epath.Path(tmp_path / "mine")).findings == []
+
+
+def test_a_dense_cycle_may_name_its_starting_point_once(finished):
+    matching = tickets.read_ticket(finished / "000/last.ckpt").meta["parents"]["matching"]
+    rewrite(finished / "000", lambda ticket: None, parents={"matching": matching})
+    new = {name: tickets.read_ticket(finished / "000" / name).digest for name in ("best_acc.ckpt",)}
+    config = json.loads((finished / "000" / records.CONFIG).read_text())
+    config["recipe"]["start"]["previous_ckpt"] = None
+    (finished / "000" / records.CONFIG).write_text(json.dumps(config))
+    parents = {"matching": matching, "previous": new["best_acc.ckpt"]}
+    rewrite(finished / "001", lambda ticket: None, parents=parents)
+    best = tickets.read_ticket(finished / "001/best_acc.ckpt").digest
+    rewrite(finished / "002", lambda ticket: None, parents=parents | {"previous": best})
+    assert_only(finished)
+
+
+def test_a_parent_that_imp_takes_no_cycle_from_is_worth_a_note(finished):
+    parents = tickets.read_ticket(finished / "002/last.ckpt").meta["parents"]
+    other = tickets.read_ticket(finished / "001/iter_000004.ckpt").digest
+    rewrite(finished / "002", lambda ticket: None, parents=parents | {"previous": other})
+    exam = examination.examine(finished)
+    assert exam.faults == []
+    [note] = [f for f in exam.findings if "previous parent" in f.text]
+    assert note.where == "002"
+    assert "is 001/iter_000004.ckpt, not the best or last ticket of 001" in note.text
+
+
+def test_parents_that_the_recipe_names_and_the_tickets_do_not(finished):
+    rewrite(finished / "002", lambda ticket: None, parents={"none": ""})
+    assert_only(
+        finished,
+        ("002", "holds a ticket of another run than config.json tells of: start.matching_ckpt is None"),
+        ("002", "its matching parent is not recorded"),
+        ("002", "its previous parent is not recorded"),
+        ("c", "its cycles start from different weights"),
+    )
+
+
+def test_statistics_that_the_network_has_not(finished):
+    rewrite(finished / SOME, lambda ticket: ticket.statistics.pop("image_stats"))
+    assert_only(finished, (SOME, "'statistics/image_stats/m' is missing"))
+
+
+def test_a_state_that_is_left_of_a_finished_run_is_a_note(stopped):
+    (stopped / "003/states").rename(stopped / "002/states")
+    (stopped / "003").rmtree()
+    exam = examination.examine(stopped)
+    assert exam.faults == []
+    assert [f.where for f in exam.findings if "left of a run" in f.text] == ["002/states"]
+
+
+def test_a_cycle_without_its_first_ticket_is_said_not_to_be_seen_rewound(finished):
+    os.unlink(finished / "001/iter_000000.ckpt")
+    exam = examination.examine(finished)
+    assert (exam.faults, exam.looked["rewinding"]) == ([], 2)
+    assert ["cannot be seen in 001: no" in f.text for f in exam.findings if "rewound" in f.text] == [True]
+
+
+def test_a_pattern_that_is_broken_in_one_group():
+    mask = np.tile([[True], [True], [False], [False]], (4, 3))
+    exam = Exam(epath.Path("."))
+    counts.check_structure(exam, "a", "2:4", {"cls/kernel": mask})
+    assert exam.faults == []
+    mask[0, 0], mask[4, 0] = False, True
+    mask[6, 0] = True
+    counts.check_structure(exam, "a", "2:4", {"cls/kernel": mask})
+    assert "is not 2:4 everywhere" in exam.faults[0].text
+    assert "2 of cls/kernel" in exam.faults[0].text
 
 
 def test_what_is_none_of_the_three_is_refused(tmp_path):

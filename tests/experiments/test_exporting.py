@@ -1,6 +1,7 @@
 """Export, import, export: the same bytes, and the same ticket to the digest."""
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from etils import epath
@@ -71,6 +72,33 @@ def test_what_was_exported_is_imported_as_the_same_ticket(ending, masks, ticket,
     assert second.read_bytes() == first.read_bytes()
 
 
+@pytest.mark.parametrize("ending", [".pt", ".safetensors", ".npz"])
+def test_kept_values_that_are_no_numbers_stay_what_they_are(ending, tmp_path):
+    """NaN, infinities and -0.0 of a run that diverged, bit for bit."""
+    whole = make_ticket("lenet")
+    kernel = whole.params["cls"]["kernel"].copy()
+    places = tuple(np.argwhere(whole.masks["cls"]["kernel"])[:4].T)
+    kernel[places] = np.float32([np.nan, np.inf, -np.inf, -0.0])
+    params = whole.params | {"cls": whole.params["cls"] | {"kernel": kernel}}
+    one = tickets.make_ticket(params, whole.masks, whole.statistics, whole.meta)
+    again = imported(exported(one, tmp_path / f"a{ending}", masks=ending != ".npz"))
+    assert again.digest == one.digest
+    assert again.params["cls"]["kernel"].tobytes() == kernel.tobytes()
+
+
+def test_only_what_had_a_mask_has_one_again(tmp_path):
+    """A rule of prunable leaves that is narrower than what is 0 somewhere."""
+    whole = make_ticket("conv")
+    masks = {name: dict(leaves) for name, leaves in whole.masks.items()}
+    for name in masks:
+        if not name.startswith("Conv_"):
+            masks[name]["kernel"] = None
+    one = tickets.make_ticket(whole.params, masks, whole.statistics, whole.meta | {"prunable_rule": "conv"})
+    again = imported(exported(one, tmp_path / "a.pt"))
+    assert again.digest == one.digest
+    assert again.masks["cls"]["kernel"] is None
+
+
 def test_a_kept_zero_needs_the_masks(tmp_path):
     whole = make_ticket("lenet")
     kernel, mask = whole.params["cls"]["kernel"].copy(), whole.masks["cls"]["kernel"]
@@ -80,6 +108,29 @@ def test_a_kept_zero_needs_the_masks(tmp_path):
     with pytest.raises(Refusal, match=r"kept weights are exactly 0 .then export it with --masks=true"):
         imported(exported(one, tmp_path / "a.pt"))
     assert imported(exported(one, tmp_path / "b.pt", masks=True)).digest == one.digest
+
+
+def test_what_was_trained_on_in_pytorch_comes_back_as_a_child_of_its_ticket(tmp_path):
+    """An export with masks, loaded, changed and saved anew, without the entry that tells what it is."""
+    whole = make_ticket("lenet")
+    state, _ = torch_files.read(exported(whole, tmp_path / "a.pt", True).read_bytes(), "a")
+    state["linear.0.weight_orig"] = state["linear.0.weight_orig"] + np.float32(0.01)
+    (tmp_path / "b.pt").write_bytes(torch_files.write(state, {}))
+    with pytest.raises(Refusal, match="--like=TICKET, one of the same network"):
+        imported(tmp_path / "b.pt")
+    base, _ = tickets.write_ticket(epath.Path(tmp_path), *whole)
+    again, _ = importing.open_any(epath.Path(tmp_path / "b.pt"), Wishes(like=str(base)))
+    assert again.meta["parents"] == {"like": whole.digest}
+    assert again.meta["mask_digest"] == whole.meta["mask_digest"]
+    assert again.meta["prunable_rule"] == whole.meta["prunable_rule"]
+    mask, kernel = whole.masks["Dense_0"]["kernel"], whole.params["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(
+        again.params["Dense_0"]["kernel"], np.where(mask, kernel + np.float32(0.01), 0)
+    )
+    pixels = again.statistics["image_stats"], whole.statistics["image_stats"]
+    jax.tree.map(np.testing.assert_array_equal, *pixels)
+    loaded = giung2_ext.load_ticket(tmp_path / "b.pt", like=base)
+    assert loaded.digest == again.digest
 
 
 def test_a_file_that_was_changed_is_refused(tmp_path):
@@ -152,6 +203,14 @@ def test_safetensors_of_plain_pytorch_are_imported(tmp_path):
     found, _ = importing.open_any(epath.Path(tmp_path / "a.safetensors"), Wishes(data_name="imagenet2012"))
     assert found.meta["kept"] == whole.meta["kept"]
     assert found.meta["mask_digest"] == whole.meta["mask_digest"]
+    content = save({name: array.astype(ml_dtypes.bfloat16) for name, array in arrays.items()})
+    (tmp_path / "half.safetensors").write_bytes(content)
+    half, _ = importing.open_any(
+        epath.Path(tmp_path / "half.safetensors"), Wishes(data_name="imagenet2012")
+    )
+    assert half.meta["mask_digest"] == whole.meta["mask_digest"]
+    wanted = np.float32(ml_dtypes.bfloat16(whole.params["cls"]["kernel"]))
+    np.testing.assert_array_equal(half.params["cls"]["kernel"], wanted)
     content = (tmp_path / "a.safetensors").read_bytes()
     (tmp_path / "b.safetensors").write_bytes(content[: len(content) - 8])
     with pytest.raises(Refusal, match="cannot be read as safetensors"):

@@ -12,8 +12,8 @@ from giung2_ext.core import discovery
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import flags
 from giung2_ext.experiments.bounds import check_config
+from giung2_ext.experiments.building import rate_of
 from giung2_ext.experiments.config import default_config, load_config, recipe, with_defaults
-from giung2_ext.experiments.setup import rate_of
 
 DIGITS = str(REPOSITORY / "configs/imp/digits.py")
 IMAGENET = str(REPOSITORY / "configs/imagenet2012.py")

@@ -70,6 +70,7 @@ def check(ticket, network, images, pixels):
 PLAIN = {
     "resnet50": (resnet, 97),
     "resnet18": (lambda: resnet((2, 2, 2, 2), bottleneck=False, classes=7), 75),
+    "wide_resnet50_2": (lambda: resnet(wide=2), 65),
     "vgg16": (lambda: networks.drawn(networks.VGG(networks.VGG.PLAN_16, False, 1000)), 64),
 }
 
@@ -85,7 +86,7 @@ def test_a_state_dict_of_torchvision_gives_the_same_logits(name, tmp_path):
         data_name="imagenet2012" * (side > 40) or "cifar10",
     )
     check(ticket, network, images_of(side), IMAGENET)
-    assert ticket.density() == 1.0
+    assert ticket.density() == pytest.approx(1, abs=1e-6)  # of 68 million draws one is 0
     assert ticket.lineage["parameters"] == sum(p.numel() for p in network.parameters())
 
 
@@ -115,6 +116,10 @@ def test_rpgs_checkpoint_gives_its_logits_and_its_masks(tmp_path):
     first = np.asarray(masks["conv1"].permute(2, 3, 1, 0))
     np.testing.assert_array_equal(ticket.masks["Conv_0"]["kernel"], first)
     np.testing.assert_array_equal(ticket.masks["cls"]["kernel"], np.asarray(masks["fc"].T))
+    pruner["backward_masks"][0] = None  # a layer that it left dense
+    dense = imported(tmp_path, saved({"state_dict": state, "pruner": pruner}), data_name="imagenet2012")
+    assert "Conv_0/kernel" not in dense.layers()
+    assert dense.lineage["prunable_rule"] == "inner"
     pruner["backward_masks"].pop()
     with pytest.raises(Refusal, match="53 masks of weights, the network 54"):
         imported(tmp_path, saved({"state_dict": state, "pruner": pruner}), data_name="imagenet2012")
@@ -205,7 +210,7 @@ def small():
         (lambda s: s.update({"layer1.0.se.weight": torch.ones(3)}), "it has layer1.0.se.weight, which"),
         (
             lambda s: s.update({"fc.weight": torch.ones(10, 15)}),
-            r"fc.weight has shape \(10, 15\), of which no leaf",
+            r"fc.weight has shape \(10, 15\), the network's has \(10, 16\)",
         ),
         (
             lambda s: s.update({"conv9.weight_mask": torch.ones(3)}),
@@ -230,11 +235,47 @@ def test_what_a_file_does_not_tell_must_be_said(small, tmp_path):
         imported(tmp_path, saved({"a": 3}))
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        dict(pruner={"backward_masks": 7}),
+        dict(pruner={"backward_masks": [["a"]]}),
+        dict(cfg=3.5),
+    ],
+    ids=str,
+)
+def test_what_is_not_made_like_its_format_is_said_to_be_so(content, small, tmp_path):
+    state = dict(small)
+    if "cfg" in content:
+        state |= {"conv1.mask": state["conv1.weight"]}
+    with pytest.raises(Refusal, match=r"file.pt"):
+        imported(tmp_path, saved({"state_dict": state} | content))
+
+
+def test_a_wish_about_another_kind_of_file_is_refused(small, tmp_path):
+    for wish in ("onto", "cycle"):
+        with pytest.raises(Refusal, match=f"--{wish} says nothing about .*a state_dict"):
+            imported(tmp_path, saved(small), **{wish: 1})
+
+
+def test_what_is_odd_about_a_file_is_said(small, tmp_path, capsys):
+    state = small | {"layer1.0.conv1.weight": small["layer1.0.conv1.weight"] * float("nan")}
+    path = str(write(tmp_path / "nan.pt", saved(state)))
+    wishes = Wishes(data_name="cifar100", mean=(0.5, 0.25, 0.125), std=(0.5, 0.5, 0.5))
+    converting.convert(path, str(tmp_path / "nan"), wishes)
+    told = capsys.readouterr().out
+    assert "mean 0.5, 0.25, 0.125, std 0.5, 0.5, 0.5" in told
+    assert "warning: cifar100 has 100 classes and this network 10" in told
+    assert "warning: 144 numbers are NaN or infinite, in params/Conv_1/kernel" in told
+    with pytest.raises(Refusal, match="one number for each of 3 channels"):
+        imported(tmp_path, saved(small), mean=(0.5,))
+
+
 def test_a_mask_of_anything_but_0_and_1_is_refused(small, tmp_path):
     state = dict(small)
     state["conv1.weight_orig"] = state.pop("conv1.weight")
     state["conv1.weight_mask"] = torch.full_like(state["conv1.weight_orig"], 0.5)
-    with pytest.raises(Refusal, match=r"mask conv1.weight_mask is not 0 or 1 everywhere"):
+    with pytest.raises(Refusal, match=r"mask conv1.weight_mask of .*file.pt is not 0 or 1 everywhere"):
         imported(tmp_path, saved(state))
     lacking = small | {f"{n}.mask": small[f"{n}.weight"] for n in ("conv1", "layer1.0.conv1")}
     with pytest.raises(Refusal, match="not every layer with scores has a b_mask"):

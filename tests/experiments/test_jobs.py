@@ -85,8 +85,9 @@ def on_one_device(train, tmp_path):
 
 def test_two_processes_train_and_prune_as_one_device_does(job, train, on_one_device, tmp_path):
     one, two, cut = on_one_device, tmp_path / "two", tmp_path / "cut"
-    said = finished(job("train", *RESNET, f"--save={two}"))
+    said = finished(job("train", *RESNET, f"--save={two}", "--profile=3"))
     assert "on data:8 of 8 cpu device(s) (cpu) in 2 processes" in said
+    assert len(list((two / "profile").rglob("*.xplane.pb"))) == 1  # all halt at its steps, one writes
     assert_close(two, one)
     finished(
         job("train", *RESNET, f"--save={cut}", "--mesh=data:2,fsdp:4", "--grad_accum=2", "--save_every=8")
@@ -101,6 +102,15 @@ def test_two_processes_train_and_prune_as_one_device_does(job, train, on_one_dev
     finished(job("train", *prune, f"--save={two / '000'}", "--mesh=fsdp:8"))
     assert mask_digests(two / "000") == mask_digests(one / "000")
     assert read_ticket(two / "000/last.ckpt").meta["kept"] < read_ticket(one / "last.ckpt").meta["kept"]
+
+
+def test_two_processes_save_in_a_bucket_what_one_saves_on_a_disk(job, train, bucket, tmp_path):
+    words = (f"{DIGITS}:smoke", "--seed=3", "--batch_size=64", "--optim_ni=40", "--save_every=20")
+    train(tmp_path / "one", *words)
+    first = finished(job("train", *words, f"--save={bucket / 'run'}"))
+    assert "in 2 processes" in first
+    assert_close(bucket / "run", tmp_path / "one")
+    assert not (bucket / "run/.lock").exists()
 
 
 def test_two_processes_stream_the_same_images_and_judge_each_of_them_once(job, train, tmp_path):

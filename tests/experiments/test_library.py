@@ -47,6 +47,8 @@ def test_logits_are_those_that_its_run_was_scored_by(save):
     found = np.argmax(ticket.apply(split.images), axis=1)
     expected = giung2_ext.load_and_evaluate(path, split_names=("test",))["test"]
     assert np.mean(found == split.labels) == pytest.approx(expected["accuracy"])
+    with pytest.raises(Refusal, match=r"images are \(2, 28, 28, 1\), the network was trained on"):
+        ticket.apply(np.zeros((2, 28, 28, 1), np.uint8))
     loss = lambda params: ticket.apply(split.images[:4], params).sum()  # noqa: E731
     assert any(np.any(leaf) for leaf in jax.tree.leaves(jax.grad(loss)(ticket.params)))
 
@@ -75,6 +77,11 @@ def test_a_ticket_that_is_saved_is_a_ticket_of_its_parent(save, tmp_path):
         trees.present(again.params), jax.tree.leaves(masks, is_leaf=trees.is_none), strict=True
     ):
         assert mask is None or not weight[~mask].any()
+    soft = jax.tree.map(lambda m: None if m is None else m * 0.5, masks, is_leaf=trees.is_none)
+    with pytest.raises(Refusal, match=r"masks are True or False; that of .* has other values"):
+        giung2_ext.save_ticket(tmp_path / "no", ticket.params, soft, like=ticket)
+    with pytest.raises(Refusal, match="like is a ticket, of load_ticket"):
+        giung2_ext.save_ticket(tmp_path / "no", ticket.params, masks, like="path")
     wrong = dict(masks)
     del wrong["cls"]
     with pytest.raises(Refusal, match="not of the network of"):
@@ -104,6 +111,23 @@ def test_a_mask_of_a_map_is_put_onto_weights(save, tmp_path):
         converting.convert(str(tmp_path / "chain.npz"), str(tmp_path / "x"), Wishes(cycle=1))
 
 
+@pytest.mark.parametrize(
+    ("name", "to", "wishes", "masks", "message"),
+    [
+        ("002/last.ckpt", "a.pt", dict(cycle=1), False, "--cycle says nothing about .*which is a ticket"),
+        ("002/last.ckpt", "a.npz", {}, True, "--masks=true is for .pt, .pth, .safetensors; got --to=.*npz"),
+        ("002/last.ckpt", "folder", {}, True, "--masks=true is for .pt"),
+        ("002/last.ckpt", "folder", {}, False, "is a ticket already: --to=NAME with .pt, .pth"),
+        ("002/last.ckpt", "a.onnx", {}, False, "ending of --to '.onnx'; known: .npz, .pt"),
+        ("", "a.npz", dict(prunable="conv"), False, "--prunable says nothing about .*which is a chain"),
+    ],
+)
+def test_a_wish_that_would_do_nothing_is_refused(name, to, wishes, masks, message, save, tmp_path):
+    with pytest.raises(Refusal, match=message):
+        converting.convert(str(save / name), str(tmp_path / to), Wishes(**wishes), masks)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_notebook_runs(save, tmp_path, monkeypatch):
     """Its cells as one program, in a folder that has the README's chain (here a short one)."""
     notebook = json.loads((REPOSITORY / "scripts/notebooks/tickets.ipynb").read_text())
@@ -120,6 +144,7 @@ def test_the_notebook_runs(save, tmp_path, monkeypatch):
 
 def test_an_unknown_name_of_the_package_is_an_attribute_error():
     assert set(giung2_ext.__all__) >= {"load_ticket", "save_ticket", "Ticket"}
+    assert set(giung2_ext.__all__) <= set(dir(giung2_ext))
     assert all(callable(getattr(giung2_ext, name)) for name in giung2_ext.__all__)
     with pytest.raises(AttributeError, match="no attribute 'load_tickets'"):
         giung2_ext.load_tickets  # noqa: B018

@@ -11,7 +11,7 @@ from fakes import REPOSITORY, Stopped, dying_at
 from giung2_ext.core import ablations
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
-from giung2_ext.experiments import imp, lottery, single
+from giung2_ext.experiments import imp, lottery, settling, single
 from giung2_ext.experiments import setup as setups
 from giung2_ext.experiments.bounds import check_config
 from giung2_ext.experiments.config import recipe
@@ -286,9 +286,9 @@ def test_a_chain_has_one_precision_whatever_the_machine_would_choose_now(
     flags = (*QUICK, "--mixed_precision=true", "--config.chain.cycles=1", "--config.chain.arms=reinit")
     begun = config_of(*flags, "--config.precision=bfloat16", "--mixed_precision=false")
     (tmp_path / "c").mkdir()
-    records.record_session(tmp_path / "c", recipe(single.settled(tmp_path / "c", begun)), {})
+    records.record_session(tmp_path / "c", recipe(settling.settled(tmp_path / "c", begun)), {})
     planned = []
-    monkeypatch.setattr(single, "mixed_precision", lambda: "float32")
+    monkeypatch.setattr(settling, "mixed_precision", lambda: "float32")
     monkeypatch.setattr(imp.Story, "run", lambda story: planned.extend(story.planned))
     chain(tmp_path / "c", *flags)
     assert {p.run.config.precision for p in planned} == {"bfloat16"}

@@ -12,7 +12,7 @@ from fakes import REPOSITORY, Stopped, dying_at
 
 from giung2_ext.core import accounting
 from giung2_ext.core.errors import Refusal
-from giung2_ext.experiments import command, evaluate, setup, single
+from giung2_ext.experiments import building, command, evaluate, setup, single
 from giung2_ext.experiments.config import default_config
 from giung2_ext.experiments.flags import parse
 from giung2_ext.storage import records
@@ -93,7 +93,7 @@ def cut(train, folder, step, *flags):
 )
 def test_mixed_precision_is_what_the_device_has_natively(device, precision, monkeypatch):
     monkeypatch.setattr(setup.jax, "devices", lambda: [types.SimpleNamespace(**device)])
-    assert setup.mixed_precision() == precision
+    assert building.mixed_precision() == precision
 
 
 def test_mixed_precision_on_a_cpu_is_float32_and_the_run_says_so(train, tmp_path, capsys):
@@ -245,7 +245,7 @@ def test_a_float16_ticket_is_judged_in_float32_and_gives_the_runs_own_numbers(ha
     older = {key: v for key, v in ticket.meta.items() if key not in ("precision", "digest")}
     place, _ = write_ticket(folder, ticket.params, ticket.masks, ticket.statistics, older)
     assert evaluate.evaluate(str(place), [], WHERE, batch_size=64)[0]["scores"]["all"] == scores
-    assert [setup.judged_in(name) for name in setup.PRECISIONS] == ["float32", "bfloat16", "float32"]
+    assert [building.judged_in(name) for name in building.PRECISIONS] == ["float32", "bfloat16", "float32"]
 
 
 def test_a_deep_float16_network_is_not_lost_to_an_evaluation_with_fresh_statistics(train, tmp_path):

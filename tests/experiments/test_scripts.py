@@ -120,15 +120,16 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(script, 
 
 @contextlib.contextmanager
 def small_disk(place, size):
-    """A file system of its own, that can be filled or made read-only."""
+    """A file system of its own, that can be filled or made read-only; gone when this process is."""
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
-    if subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("needs the right to mount a small file system (2026-11-21: root only)")
-    try:
+    mounted = 'mount -t tmpfs -o "size=$1" tmpfs "$0" && echo mounted && cat; umount -l "$0"'
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    command = ["setsid", "sh", "-c", mounted, str(place), size]
+    with subprocess.Popen(command, **pipes) as holder:
+        if holder.stdout.readline() != "mounted\n":
+            pytest.skip("needs the right to mount a small file system (2026-11-21: root only)")
         yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
+    assert holder.returncode == 0
 
 
 @pytest.mark.parametrize("filled_by", ["tickets.periodic=true", "placement.save_every=10"])

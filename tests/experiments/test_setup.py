@@ -8,8 +8,8 @@ from etils import epath
 from fakes import REPOSITORY
 
 from giung2_ext.core import losses, trees
+from giung2_ext.experiments.settling import settled
 from giung2_ext.experiments.setup import make_setup
-from giung2_ext.experiments.single import settled
 from giung2_ext.experiments.start import start_state
 from giung2_ext.training.optimizers import edit_slots
 from giung2_ext.training.state import DATA

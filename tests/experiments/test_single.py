@@ -6,7 +6,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from fakes import REPOSITORY, Stopped, dying_at
+from etils import epath
+from fakes import REPOSITORY, Stopped, dying_at, tensorboard_events
 
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Failure, Refusal
@@ -41,6 +42,20 @@ WHERE = default_config().placement
 
 def stop_at(monkeypatch, step):
     monkeypatch.setattr("giung2_ext.experiments.single.run_loop", dying_at(step))
+
+
+def test_event_files_have_what_the_metrics_have_also_of_a_run_that_went_on(train, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX", reason="the [tensorboard] extra is absent here (2026-11-27)")
+    words = (*RUN, *STATES, "--config.placement.tensorboard=true")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 20)
+        with pytest.raises(Stopped):
+            train(tmp_path / "cut", *words)
+    train(tmp_path / "cut", *words)
+    rows = records.read_metrics(epath.Path(tmp_path) / "cut")
+    wanted = {(f"{r['split']}/{n}", r["step"]): r[n] for r in rows for n in ("accuracy", "loss") if n in r}
+    assert len({step for _, step in wanted}) > 2
+    assert tensorboard_events(tmp_path / "cut") == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("saves", [STATES, ()], ids=["from a state", "from the start"])
@@ -145,6 +160,9 @@ def test_a_loss_that_turns_nan_stops_the_run_and_keeps_what_was_good(train, tmp_
     assert kept
     assert all(np.isfinite(leaf).all() for t in kept for leaf in jax.tree.leaves(t.params))
     assert not (tmp_path / "run/result.json").exists()
+    ended = json.loads((tmp_path / "run/config.json").read_text())["sessions"][-1]["ended"]
+    assert ended["how"] == "failed"
+    assert "the loss is not finite at step" in ended["why"]
 
 
 def test_a_network_that_turned_nan_in_its_last_step_is_no_result(train, tmp_path):

@@ -8,10 +8,11 @@ from torch.nn import functional as F
 class Block(nn.Module):
     """Of a residual network: basic or bottleneck, stride on the 3x3; `shortcut` as the codes have it."""
 
-    def __init__(self, inputs, planes, stride, bottleneck, shortcut):
+    def __init__(self, inputs, planes, stride, bottleneck, shortcut, wide=1):
         super().__init__()
         outer = planes * 4 if bottleneck else planes
-        sizes = [(inputs, planes, 1), (planes, planes, 3), (planes, outer, 1)]
+        inner = planes * wide
+        sizes = [(inputs, inner, 1), (inner, inner, 3), (inner, outer, 1)]
         if not bottleneck:
             sizes = [(inputs, planes, 3), (planes, outer, 3)]
         strided = 2 if bottleneck else 1
@@ -39,7 +40,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self, blocks, planes, bottleneck, shortcut, large, classes, head="linear"):
+    def __init__(self, blocks, planes, bottleneck, shortcut, large, classes, head="linear", wide=1):
         super().__init__()
         size, stride = (7, 2) if large else (3, 1)
         self.conv1 = nn.Conv2d(3, planes[0], size, stride, size // 2, bias=False)
@@ -48,7 +49,7 @@ class ResNet(nn.Module):
         for stage, (count, width) in enumerate(zip(blocks, planes, strict=True)):
             layers = []
             for i in range(count):
-                layers.append(Block(inputs, width, 2 if stage and not i else 1, bottleneck, shortcut))
+                layers.append(Block(inputs, width, 2 if stage and not i else 1, bottleneck, shortcut, wide))
                 inputs = width * 4 if bottleneck else width
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
         conv = lambda bias: nn.Conv2d(inputs, classes, 1, bias=bias)  # noqa: E731

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import pytest
 from fakes import make_model, shapes_of
 
+import giung2_ext.models
+from giung2_ext.core import discovery
 from giung2_ext.core.errors import Refusal
-from giung2_ext.models import conv, vgg
+from giung2_ext.models import alexnet, conv, lenet5, vgg
 
 IMAGE = (8, 8, 1)
 NAMES = {
@@ -18,6 +20,8 @@ NAMES = {
     "vgg": {},
     "vgg, dense": dict(head="dense", norm=False),
     "conv": dict(depth=4),
+    "alexnet": {},
+    "lenet5": {},
 }
 
 
@@ -39,21 +43,25 @@ def test_channels_as_planned_are_the_same_network_to_the_last_operation(case):
     plain = make_model(name, **options)
     params, _ = shapes_of(plain, IMAGE)
     given = {"channels": widths(params, "Conv")}
-    if name in ("vgg", "conv"):
+    if "hidden" in discovery.options(giung2_ext.models, "model", name):
         given["hidden"] = widths(params, "Dense")
     assert programs(make_model(name, **options, **given)) == programs(plain)
 
 
 @pytest.mark.parametrize("case", NAMES)
-def test_another_number_of_channels_than_there_are_convolutions_is_refused(case):
+def test_another_number_of_widths_than_there_are_layers_is_refused(case):
     name, options = case.partition(",")[0], NAMES[case]
     params, _ = shapes_of(make_model(name, **options), IMAGE)
-    planned = widths(params, "Conv")
-    for wrong in (planned[:-1], (*planned, 4)):
-        with pytest.raises(Refusal, match=rf"has {len(planned)} (convolutions|layers)"):
-            shapes_of(make_model(name, **options, channels=wrong), IMAGE)
-    with pytest.raises(Refusal, match="at least 1 each"):
-        shapes_of(make_model(name, **options, channels=(0, *planned[1:])), IMAGE)
+    kinds = {"channels": ("Conv", "convolutions"), "hidden": ("Dense", "hidden layers")}
+    for option in set(kinds) & set(discovery.options(giung2_ext.models, "model", name)):
+        kind, layers = kinds[option]
+        planned = widths(params, kind)
+        for wrong in (planned[:-1], (*planned, 4)):
+            if wrong:
+                with pytest.raises(Refusal, match=rf"has {len(planned)} {layers}, and {option}"):
+                    shapes_of(make_model(name, **options, **{option: wrong}), IMAGE)
+        with pytest.raises(Refusal, match=rf"{option} .* at least 1 each"):
+            shapes_of(make_model(name, **options, **{option: (0, *planned[1:])}), IMAGE)
 
 
 def test_a_plan_whose_channels_do_not_change_has_shortcuts_where_the_image_shrinks():
@@ -84,13 +92,13 @@ def test_a_sum_of_unequal_channels_is_refused_and_not_repeated(shortcut, channel
         shapes_of(make_model("resnet_cifar", shortcut=shortcut, channels=channels), IMAGE)
 
 
-def test_dense_layers_are_as_wide_as_hidden_says():
+def test_layers_are_as_wide_as_is_said():
     params, _ = shapes_of(conv.build(5, channels=(3, 4), hidden=(6, 7)), IMAGE)
     assert (widths(params, "Conv"), widths(params, "Dense")) == ((3, 4), (6, 7))
     small = dict(plan="small", width=1 / 32)
     params, _ = shapes_of(vgg.build(5, head="dense", hidden=(6, 7), **small), IMAGE)
     assert widths(params, "Dense") == (6, 7)
-    with pytest.raises(Refusal, match="vgg has 0 layers that hidden is of"):
-        vgg.build(5, hidden=(6, 7), **small)
-    with pytest.raises(Refusal, match="conv has 2 layers that hidden is of"):
-        conv.build(5, hidden=(6,))
+    params, _ = shapes_of(alexnet.build(5, channels=(3, 4, 5, 6, 7), hidden=(8, 9)), IMAGE)
+    assert (widths(params, "Conv"), widths(params, "Dense")) == ((3, 4, 5, 6, 7), (8, 9))
+    params, _ = shapes_of(lenet5.build(5, channels=(3, 4), hidden=(6, 7)), IMAGE)
+    assert (widths(params, "Conv"), widths(params, "Dense")) == ((3, 4), (6, 7))

@@ -152,7 +152,8 @@ def test_a_report_is_files_that_open_and_changes_nothing_else(trials, folder, ca
         for name in ("accuracy", "layers", "overlap", "start")
         for kind in ("png", "pdf")
     }
-    tables = {"report.md", "table.md", "table.csv", "table.tex", "runs.csv", "results.csv", "test_acc.csv"}
+    tables = {f"{name}.{kind}" for name in ("table", "costs") for kind in ("md", "csv", "tex")}
+    tables |= {"report.md", "runs.csv", "results.csv", "test_acc.csv"}
     assert set(after) - set(before) == {f"report/{name}" for name in tables | drawn}
     assert {name: after[name] for name in before} == before
     for name in sorted(drawn):

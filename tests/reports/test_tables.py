@@ -54,7 +54,9 @@ def test_costs_add_up_from_the_rewind_point_on():
     assert pruned == ["001", "800", "0.8000", "0.8400", "180", "0.9000", "750", "0.7500", "2.25"]
     assert tables.cost_table(points)[-1][-1] == "1.75"  # where the rewind point came from elsewhere
     del points[0].result["training_flops"]
-    assert len(tables.cost_table(points)) == 1
+    header, dense, pruned = tables.cost_table(points)
+    assert dense == ["000", "1,000", "1.0000", *["–"] * 6]
+    assert pruned[-3:] == ["750", "0.7500", "–"]
 
 
 def test_cells_are_exact_means_and_sample_deviations():

@@ -1,17 +1,20 @@
 """One process a directory; real processes hold the locks."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from etils import epath
 from fakes import REPOSITORY
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.storage.locks import locked
+from giung2_ext.storage.locks import holder, locked
 
 HOLD = """
 import sys
@@ -124,3 +127,28 @@ def test_a_child_process_does_not_carry_the_lock_on(run):
             child.stdout.readline()
         assert child.poll() is None
         assert is_free(run)
+
+
+def test_who_holds_a_lock_is_told_to_those_who_ask_and_asking_keeps_nobody_out(run):
+    assert holder(run) is None
+    assert not run.exists()  # asking makes no folder
+    with held_elsewhere(run) as process:
+        assert holder(run).startswith(f"{process.pid} on ")
+        assert holder(run / "000") is None
+    process.wait()
+    assert holder(run) is None
+    with open(run / ".lock") as file:  # one who asks, much slower than they are
+        fcntl.flock(file, fcntl.LOCK_SH)
+        threading.Timer(0.1, lambda: fcntl.flock(file, fcntl.LOCK_UN)).start()
+        assert holder(run) is None
+        assert is_free(run)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_refused(number, run, monkeypatch):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(Refusal, match="no locks on this file system"), locked([run]):
+        pass

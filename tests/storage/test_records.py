@@ -1,7 +1,8 @@
 """What a run says of itself, and what it refuses."""
 
-import importlib.util
 import json
+import os
+import sys
 
 import jax
 import pytest
@@ -104,9 +105,21 @@ def test_the_environment_names_versions_and_can_be_written():
     assert environment["commit"] is None or len(environment["commit"].removesuffix("-dirty")) == 40
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorboardX") is not None, reason="tensorboardX is there")
-def test_tensorboard_without_its_package_is_refused_with_the_remedy(folder):
-    records.MetricsLog(folder, 0).write(ROWS)
-    with pytest.raises(Refusal, match=r"placement\.tensorboard needs .*pip install"):
-        records.MetricsLog(folder, 0, tensorboard=True)
-    assert records.read_metrics(folder) == ROWS  # refused before anything was cut
+def test_how_a_session_ended_is_told_in_that_session_alone(folder):
+    records.record_end(folder, "failed", "before anything was recorded")
+    assert not (folder / "config.json").exists()
+    for name in ("first", "second"):
+        records.record_session(folder, RECIPE, {"name": name})
+    records.record_end(folder, "stopped", "told to stop")
+    first, second = json.loads((folder / "config.json").read_text())["sessions"]
+    assert "ended" not in first
+    assert second["ended"]["how"] == "stopped"
+    assert second["ended"]["why"] == "told to stop"
+    assert records.recorded_recipe(folder) == RECIPE
+
+
+def test_a_session_says_how_it_was_started():
+    environment = records.environment()
+    assert environment["command"] == sys.argv
+    assert environment["directory"] == os.getcwd()
+    assert environment["executable"] == sys.executable

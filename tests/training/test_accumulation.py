@@ -74,13 +74,14 @@ def test_what_never_fits_is_refused_with_what_it_needs():
 
 
 def test_what_a_compiled_program_needs_is_at_least_what_it_is_given_and_gives():
-    compiled = jax.jit(lambda x: x @ x).lower(jnp.ones((256, 256))).compile()
-    assert accumulation.needed(lambda: [compiled]) >= 2 * 4 * 256 * 256
+    lowered = jax.jit(lambda x: x @ x).lower(jnp.ones((256, 256)))
+    assert accumulation.needed([lowered]) >= 2 * 4 * 256 * 256
 
 
 def test_what_is_too_large_to_compile_needs_more_than_there_is():
-    def compile_step():
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 207.00G exceeds available HBM")
+    class Large:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 207.00G exceeds available HBM")
 
-    assert accumulation.needed(compile_step) == math.inf
+    assert accumulation.needed([Large()]) == math.inf
     assert 2**28 < accumulation.device_memory() < 2**44

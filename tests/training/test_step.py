@@ -174,6 +174,28 @@ def test_accumulated_is_the_whole_batch_batchnorm_statistics_included(micro_batc
         close(a.statistics, b.statistics, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_what_is_computed_again_is_what_was_kept_before(micro_batches):
+    """With `remat` training is the same, and less waits for the way back."""
+    model = make_model("convnet", widths=(4, 6), group_size=6)
+    kept, again = (make_bench("ticket", model=model, remat=remat) for remat in (False, True))
+    for a, b in zip(kept.run(3), again.run(3), strict=True):
+        close(a.trainable, b.trainable, rtol=1e-5, atol=1e-7)
+        close(a.statistics, b.statistics, rtol=1e-5, atol=1e-7)
+    weights, batch = kept.weights(kept.state), make_batch(0)
+
+    def costs(remat):
+        gradients = make_gradients(model, 0.0, remat=remat)
+        program = jax.jit(lambda w: gradients(w, kept.state.statistics, batch, micro_batches)[0])
+        compiled = program.lower(weights).compile()
+        return compiled.cost_analysis()["flops"], compiled.memory_analysis().peak_memory_in_bytes
+
+    (flops, bytes_), (more, fewer) = costs(False), costs(True)
+    assert more > 1.05 * flops
+    if micro_batches == 1:  # a loop over micro-batches has its own peak elsewhere
+        assert fewer < 0.8 * bytes_
+
+
 def test_parts_with_unequal_numbers_of_valid_examples_still_make_the_batchs_mean():
     batch = make_batch(0) | {"valid": jnp.arange(24) < 10}
     whole, parts = make_bench("ticket"), make_bench("ticket", micro_batches=3)

@@ -4,6 +4,7 @@ The original ImageNet suite keeps its evaluation sets so, as {Name}_x224, made b
 transform. Labels of a set of 200 classes are 0..199 there, in the order of the wnids.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,11 @@ class Arrays:
         self.shape = self._images.shape[1:]
 
     def _open(self) -> None:
+        if "://" in os.fspath(self._folder):
+            raise Refusal(
+                f"{self._folder}: arrays are memory-mapped, which is not done in an object store: copy "
+                "them to a disk, or read the set as folders or TFRecord (--config.data.form=folders|tfds)"
+            )
         try:
             self._images, self._labels = (
                 np.load(self._folder / f"test_{what}.npy", mmap_mode="r", allow_pickle=False)

@@ -77,7 +77,10 @@ def publishing(path: epath.Path) -> Iterator[epath.Path]:
 
 def _publish(temporary: epath.Path, path: epath.Path) -> None:
     if is_remote(path):
-        temporary.copy(path, overwrite=True)
+        import fsspec
+
+        store, name = fsspec.url_to_fs(os.fspath(path))
+        store.put_file(os.fspath(temporary), name)  # unlike a copy that is interrupted, whole or not there
         return
     try:
         with temporary.open("rb") as file:

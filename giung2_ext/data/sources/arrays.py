@@ -1,9 +1,12 @@
 """Arrays on disk: `ROOT/SPLIT_images.npy` with `ROOT/SPLIT_labels.npy`, or `ROOT/SPLIT.npz`.
 
 Splits are `train`, `test` and optionally `validation`, which becomes the split `holdout`; without it the
-final `holdout` examples of train are that. `.npy` files are memory-mapped.
+final `holdout` examples of train are that. `.npy` files are memory-mapped, but in a bucket: there
+all are read into memory.
 """
 
+import io
+import os
 import zipfile
 
 import numpy as np
@@ -66,11 +69,17 @@ def _read(root: epath.Path, name: str) -> tuple[np.ndarray, np.ndarray] | None:
         if any(there) and not all(there):
             raise Refusal(f"{root} has only one of {parts[0].name} and {parts[1].name}")
         if all(there):
-            images, labels = (np.load(part, mmap_mode="r", allow_pickle=False) for part in parts)
+            images, labels = map(_load, parts)
             return images, labels
         if packed.exists():
-            with packed.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            with np.load(io.BytesIO(packed.read_bytes()), allow_pickle=False) as stored:
                 return stored["images"], stored["labels"]
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise Refusal(f"cannot read the {name} arrays in {root}: {error}") from error
     return None
+
+
+def _load(path: epath.Path) -> np.ndarray:
+    if "://" in os.fspath(path):
+        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -14,8 +14,8 @@ from giung2_ext.experiments.doctor import run as runs_of
 from giung2_ext.experiments.doctor import state
 from giung2_ext.experiments.doctor.findings import Exam, listed
 from giung2_ext.experiments.doctor.run import Run
-from giung2_ext.experiments.doctor.ticket import Seen, key_of, masked
-from giung2_ext.experiments.lottery import ARMS, Arm, Chain
+from giung2_ext.experiments.doctor.seen import Seen, key_of, masked
+from giung2_ext.experiments.lottery import ARMS, Chain, parents
 from giung2_ext.storage import paths, records, tickets
 
 Tree = Any
@@ -28,19 +28,17 @@ class Expected(NamedTuple):
 
     tickets: list[Seen]
     called: str
+    kept: list[Seen]  # of the same run, those that imp.py takes no cycle from too
 
     def find(self, digest: str | None) -> Seen | None:
-        return next((seen for seen in self.tickets if digest and seen.key == key_of(digest)), None)
-
-
-def cycles(base: epath.Path) -> list[epath.Path]:
-    return sorted(base.glob("[0-9][0-9][0-9]"))
+        """The first of that digest, rather one of the usual ones."""
+        return next((s for s in self.tickets + self.kept if digest and s.key == key_of(digest)), None)
 
 
 def is_chain(folder: epath.Path) -> bool:
     """Whether there are cycles below, one trial's or several, or only those of an arm."""
     bases = list(paths.trial_bases(folder).values())
-    return any(cycles(base) or any(cycles(base / arm) for arm in ARMS) for base in bases)
+    return any(paths.cycles(base) or any(paths.cycles(base / arm) for arm in ARMS) for base in bases)
 
 
 def chains_below(folder: epath.Path) -> list[Chain]:
@@ -55,10 +53,10 @@ def chains_below(folder: epath.Path) -> list[Chain]:
 def examine(exam: Exam, folder: epath.Path) -> None:
     """All runs of a chain, each by itself and as its parents' child, and the states that they share."""
     chains = chains_below(folder)
-    places = [place for chain in chains for place in (chain.base, *cycles(chain.base))]
+    places = [place for chain in chains for place in (chain.base, *paths.cycles(chain.base))]
     runs: Runs = {place: runs_of.read(exam, place) for place in places if runs_of.is_run(place)}
     for chain in chains:
-        for place in cycles(chain.base):
+        for place in paths.cycles(chain.base):
             if place in runs:
                 with exam.part(runs[place].where):
                     runs[place] = _check_cycle(exam, chain, int(place.name), runs)
@@ -68,59 +66,73 @@ def examine(exam: Exam, folder: epath.Path) -> None:
     for run in runs.values():
         runs_of.check(exam, run)
     shared = sorted((folder / paths.CHAIN_STATES).glob("*"))
-    for place in [run.folder / paths.STATES for run in runs.values()] + shared:
+    for run in runs.values():
+        state.examine(exam, run.folder / paths.STATES, [run])
+    for place in shared:
         state.examine(exam, place, list(runs.values()))
+    _note_unseen(exam, folder, list(runs.values()))
 
 
-def parents_of(chain: Chain, index: int, by_layers: bool = False) -> tuple[epath.Path, epath.Path]:
-    """The folders of a cycle's matching and previous checkpoints; `by_layers`: it has ratios of layers."""
-    arm = chain.arm or Arm()
-    if index == 0 or (arm.fresh and arm.ablation == "shuffle" and by_layers):
-        return chain.point_base, chain.point_base
-    own = chain.own_masks and not (chain.arm and index == 1)
-    before = paths.cycle(0 if arm.at_once else index - 1)
-    previous = (chain.base if own else chain.ticket_base) / before
-    return (previous if arm.carried else chain.point_base), previous
+def _note_unseen(exam: Exam, folder: epath.Path, runs: Sequence[Run]) -> None:
+    """What could not be looked at is said."""
+    fixed = [run for run in runs if run.fixed and paths.is_cycle(run.folder)]
+    unseen = [run.where for run in fixed if paths.iteration(0) not in run.names]
+    if unseen:
+        exam.note(
+            exam.place(folder),
+            f"whether weights were rewound cannot be seen in {listed(unseen)}: no ticket of step 0 "
+            "is there (--periodic_ckpt=true keeps it)",
+        )
 
 
-def _expected(runs: Runs, folder: epath.Path) -> Expected:
-    """Of a cycle its best or last ticket, of a starting point any that it has kept."""
+def _expected(runs: Runs, folder: epath.Path, bases: Sequence[epath.Path]) -> Expected:
+    """Of a cycle its best or last ticket, of a starting point, in a base, any that it has kept."""
     run = runs.get(folder)
     found = [] if run is None else [seen for seen in run.names.values() if seen is not None]
     where = folder.name if run is None else run.where
-    if not folder.name.isdigit():
-        return Expected(found, f"starting point, a ticket of {where}")
-    usual = (*paths.BESTS.values(), paths.LAST)
-    return Expected([seen for seen in found if seen.name.name in usual], f"best or last ticket of {where}")
+    if folder in bases:
+        return Expected(found, f"starting point, a ticket of {where}", [])
+    names = (*paths.BESTS.values(), paths.LAST)
+    usual = [seen for seen in found if seen.name.name in names]
+    return Expected(usual, f"best or last ticket of {where}", found)
 
 
 def _check_cycle(exam: Exam, chain: Chain, index: int, runs: Runs) -> Run:
     """The run, with the ticket whose mask it shrank."""
     run = runs[chain.base / paths.cycle(index)]
     by_layers = bool(run.recipe and run.recipe["start"]["layer_ratios"])
-    folders = parents_of(chain, index, by_layers)
-    wanted = {k: _expected(runs, f) for k, f in zip(("matching", "previous"), folders, strict=True)}
+    folders = parents(chain, index, by_layers)
+    bases = (chain.base, chain.point_base, chain.ticket_base)
+    wanted = {k: _expected(runs, f, bases) for k, f in zip(("matching", "previous"), folders, strict=True)}
     everywhere = {seen.key: seen for other in runs.values() for seen in other.names.values() if seen}
     for where, seen in run.kinds(lambda seen: str(seen.meta.get("parents"))):
         for kind, which in wanted.items():
-            digest = seen.meta.get("parents", {}).get(kind)
-            _check_parent(exam, where, f"{kind} parent", digest, which, everywhere)
-    named = [seen.meta.get("parents", {}) for seen in run.sound]
-    found = [wanted["previous"].find(parents.get("previous")) for parents in named]
+            _check_parent(exam, where, f"{kind} parent", _parents(seen).get(kind), which, everywhere)
+    named = [_parents(seen) for seen in run.sound]
+    found = [wanted["previous"].find(own.get("previous")) for own in named]
     sound = [seen for seen in [*found, *wanted["previous"].tickets] if seen is not None and seen.meta]
     run = run._replace(before=sound[0] if sound else None)
     if run.before is not None and run.fixed:
         _check_nested(exam, run, run.before)
-    points = [wanted["matching"].find(parents.get("matching")) for parents in named]
+    points = [wanted["matching"].find(own.get("matching")) for own in named]
     _check_rewound(exam, run, next((seen for seen in points if seen is not None and seen.meta), None))
     return run
+
+
+def _parents(seen: Seen) -> dict[str, str]:
+    """Digests; where no previous checkpoint was named, the matching one is that too."""
+    found = (seen.meta or {}).get("parents", {})
+    return {"previous": found["matching"]} | found if "matching" in found else found
 
 
 def _check_parent(
     exam: Exam, where: str, kind: str, digest: str | None, wanted: Expected, everywhere: Mapping[str, Seen]
 ) -> None:
-    if wanted.find(digest) is not None:
+    found = wanted.find(digest)
+    if found is not None:
         exam.looked["parent"] += 1
+        if found not in wanted.tickets:
+            exam.note(where, f"its {kind} is {found.where}, not the {wanted.called}")
         return
     other = everywhere.get(key_of(digest)) if digest else None
     if digest is None:
@@ -169,6 +181,7 @@ def _check_rewound(exam: Exam, run: Run, point: Seen | None) -> None:
     as_it_was = {"weights": "model", "scale_fan": "none"}
     if pruning.get("ablation") == "signs" or (drawn and drawn != as_it_was):
         return
+    exam.looked["rewinding"] += 1
     begun, source = tickets.read_ticket(start.name), tickets.read_ticket(point.name)
     masks = {leaf: mask for leaf, _, mask in masked(begun.params, begun.masks)}
     wanted = trees.named_leaves(source.params)
@@ -191,7 +204,7 @@ def _check_point(exam: Exam, chain: Chain, runs: Runs) -> None:
     if chain.arm is not None and chain.arm.carried:
         return
     first: dict[str, str] = {}
-    for place in cycles(chain.base):
+    for place in paths.cycles(chain.base):
         for seen in runs[place].sound if place in runs else []:
             first.setdefault(seen.meta.get("parents", {}).get("matching") or "none", seen.where)
     if len(first) > 1:

@@ -8,7 +8,6 @@ import numpy as np
 from giung2_ext.core import allocate, structure, trees
 from giung2_ext.core.method import Method
 from giung2_ext.experiments.doctor.findings import Exam, listed
-from giung2_ext.experiments.doctor.ticket import nest
 from giung2_ext.methods import rpg
 
 Tree = Any
@@ -23,7 +22,7 @@ class Expected(NamedTuple):
 
 def _every(shapes: Shapes) -> Tree:
     """All-True masks that take no memory."""
-    return nest({leaf: np.broadcast_to(np.True_, shape) for leaf, shape in shapes.items()})
+    return trees.nest({leaf: np.broadcast_to(np.True_, shape) for leaf, shape in shapes.items()})
 
 
 def _named(tree: Tree) -> dict[str, int]:
@@ -41,7 +40,8 @@ def expected(
     """`before` is what the ticket keeps whose mask was shrunk, if it is known."""
     if method.settled is None:
         found = _start(recipe, shapes, before)
-        if found and method.latent and isinstance(found.counts, dict):  # scores may move between layers
+        moves = recipe["method"].get("threshold") == "global"  # scores compete with those of other layers
+        if found and moves and isinstance(found.counts, dict):
             return Expected(sum(found.counts.values()), found.why)
         return found
     dense = recipe["masks"]["criterion"] == "none" and recipe["start"]["matching_ckpt"] is None
@@ -60,7 +60,7 @@ def _start(recipe: Recipe, shapes: Shapes, before: Mapping[str, int] | None) -> 
         return None
     how = (start["rounding"], start["rounds"])
     if start["layer_ratios"]:
-        alive = nest({leaf: np.int32(count) for leaf, count in before.items()})
+        alive = trees.nest({leaf: np.int32(count) for leaf, count in before.items()})
         counts = allocate.pruned_counts(_every(shapes), alive, start["layer_ratios"], *how)
         return Expected(_named(counts), _rule(f"layer_ratios={start['layer_ratios']}", start, before))
     ratio, alive_now = start["pruning_ratio"], sum(before.values())
@@ -99,6 +99,33 @@ def _final(recipe: Recipe, shapes: Shapes) -> Expected | None:
     if options["structure"] != "none":
         return Expected(sum(_patterned(shapes, options["structure"]).values()), why)
     return Expected(allocate.keep_count(options["density"], size, "density"), why)
+
+
+def structure_of(recipe: Recipe, method: Method, step: int) -> str:
+    """The n:m pattern that a mask of this step has, or none."""
+    if method.settled is None:
+        rule = recipe["masks"]
+        fixed = method.due is None and not method.latent and rule["criterion"] != "none"
+        return rule["structure"] if fixed else "none"
+    return recipe["method"].get("structure", "none") if method.settled(step) else "none"
+
+
+def check_structure(exam: Exam, where: str, pattern: str, masks: Mapping[str, np.ndarray]) -> None:
+    """Every group of m keeps n."""
+    if pattern == "none":
+        return
+    kept, _ = structure.parse(pattern)
+    wrong = {
+        leaf: int(np.count_nonzero(structure.grouped(mask, pattern).sum(-2) != kept))
+        for leaf, mask in masks.items()
+    }
+    told = listed([f"{count:,} of {leaf}" for leaf, count in wrong.items() if count])
+    if told:
+        exam.fault(
+            where,
+            f"its mask is not {pattern} everywhere: another number of weights than {kept} is kept in some "
+            f"groups ({told}); what computes it so would be wrong: train this run again",
+        )
 
 
 def check(exam: Exam, where: str, wanted: Expected | None, layers: Mapping[str, int]) -> None:

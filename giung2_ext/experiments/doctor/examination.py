@@ -11,12 +11,16 @@ from giung2_ext.experiments.doctor import chain, run, state, ticket
 from giung2_ext.experiments.doctor.findings import Exam, plural
 from giung2_ext.experiments.evaluate import say
 from giung2_ext.experiments.lottery import ARMS
-from giung2_ext.storage import paths, records, tickets
+from giung2_ext.storage import paths, records, survival, tickets
 from giung2_ext.training import processes
+
+KINDS = ("run", "ticket", "mask", "parent", "rewinding", "state")  # of what is looked at
 
 
 def kind_of(place: epath.Path) -> str | None:
-    """ticket, chain or run; None of anything else."""
+    """map (of a chain), ticket, chain or run; None of anything else."""
+    if paths.is_single(place):
+        return "map" if survival.is_survival(place.read_bytes()) else "ticket"
     if place.name.endswith(".ckpt") or any((place / n).exists() for n in (tickets.META, tickets.ARRAYS)):
         return "ticket"
     if chain.is_chain(place):
@@ -26,19 +30,33 @@ def kind_of(place: epath.Path) -> str | None:
 
 def examine(place: epath.Path) -> Exam:
     """Everything that is there, whatever is damaged."""
-    if place.name in ARMS and chain.cycles(place):
+    place = epath.Path(os.path.abspath(place)) if paths.is_local(place) else place
+    if place.name in ARMS and paths.cycles(place):
         place = place.parent  # an arm's parents are its trial's tickets
     kind = kind_of(place)
-    exam = Exam(place.parent if kind == "ticket" else place)
-    if kind == "ticket":
-        ticket.examine(exam, place)
-    elif kind == "chain":
-        chain.examine(exam, place)
-    else:
-        alone = run.read(exam, place)
-        run.check(exam, alone)
-        state.examine(exam, place / paths.STATES, [alone])
+    exam = Exam(place.parent if kind in ("map", "ticket") else place)
+    with exam.part(exam.place(place)):
+        if kind == "map":
+            _examine_map(exam, place)
+        elif kind == "ticket":
+            ticket.examine(exam, place)
+        elif kind == "chain":
+            chain.examine(exam, place)
+        else:
+            alone = run.read(exam, place)
+            run.check(exam, alone)
+            if alone.recipe and any(seen.meta and seen.meta.get("parents") for seen in alone.sound):
+                exam.note(alone.where, "is looked at alone: its parents are, with the chain's folder")
+            state.examine(exam, place / paths.STATES, [alone])
     return exam
+
+
+def _examine_map(exam: Exam, place: epath.Path) -> None:
+    """Every cycle's mask is the one that was written; that they are nested follows from the form."""
+    found = survival.from_bytes(place.read_bytes(), os.fspath(place))
+    for cycle in range(found.cycles):
+        found.masks(cycle)
+        exam.looked["mask"] += 1
 
 
 def compare_hosts(exam: Exam) -> None:
@@ -78,11 +96,11 @@ def report(place: str | os.PathLike[str]) -> bool:
     compare_hosts(exam)
     order = sorted(exam.findings, key=lambda finding: finding.severity)
     say([f"{severity}: {where}: {text}" for severity, where, text in order] + [summary(exam, folder)])
-    return not exam.faults
+    return processes.all_of(not exam.faults)
 
 
 def summary(exam: Exam, folder: epath.Path) -> str:
-    looked = [plural(exam.looked[kind], kind) for kind in ("run", "ticket", "parent", "state")]
+    looked = [plural(exam.looked[kind], kind) for kind in KINDS if kind != "mask" or exam.looked["mask"]]
     hosts = f" in {jax.process_count()} processes" if processes.joined() else ""
     faults, notes = len(exam.faults), len(exam.findings) - len(exam.faults)
     return (

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -55,10 +56,12 @@ class Exam:
             self.fault(where, str(error))
         except Exception as error:  # files of any content raise of many kinds
             line = (str(error).splitlines() or [""])[0]
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            at = f"{os.path.basename(frame.filename)}:{frame.lineno}"
             self.fault(
                 where,
-                f"cannot be examined ({type(error).__name__}: {line}): something that it is made of is not "
-                "what this suite writes; restore it from a copy",
+                f"cannot be examined ({type(error).__name__}: {line}, {at}): something that it is made of "
+                "is not what this suite writes; restore it from a copy",
             )
 
 

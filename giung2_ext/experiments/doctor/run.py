@@ -1,17 +1,20 @@
 """A run's folder: do its names, its recipe, its tickets and its result belong together?"""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from giung2_ext.core.method import Method
+from giung2_ext.experiments.building import build_method
 from giung2_ext.experiments.config import Config, with_defaults
 from giung2_ext.experiments.doctor import counts, ticket
 from giung2_ext.experiments.doctor.findings import Exam, listed
-from giung2_ext.experiments.doctor.ticket import Seen
-from giung2_ext.experiments.setup import build_method
+from giung2_ext.experiments.doctor.seen import Seen, key_of
 from giung2_ext.storage import paths, records
+
+MADE = {"imported", "compacted", "like"}  # in the lineage of tickets that no run has trained
 
 
 class Run(NamedTuple):
@@ -58,6 +61,10 @@ def read(exam: Exam, folder: epath.Path) -> Run:
         if recorded is not None:
             recipe = with_defaults(recorded)
             run = run._replace(recipe=recipe, method=build_method(Config(recipe)))
+    for name in (records.CONFIG, records.RESULT):  # for other hosts to compare
+        if (folder / name).exists():
+            content = (folder / name).read_bytes()
+            exam.digests[exam.place(folder / name)] = hashlib.sha256(content).hexdigest()
     with exam.part(exam.place(folder / records.RESULT)):
         return run._replace(result=records.read_result(folder))
     return run
@@ -67,13 +74,14 @@ def check(exam: Exam, run: Run) -> None:
     if run.result is not None:
         with exam.part(exam.place(run.folder / records.RESULT)):
             _check_result(exam, run, run.result)
-    elif run.names or run.recipe:
+    elif run.recipe is not None:
         exam.note(run.where, "is not finished: the command that began it goes on with it")
     aside = list((run.folder / paths.DAMAGED).glob("*"))
     if aside:
         exam.note(run.where, f"{len(aside)} damaged states were set aside in {paths.DAMAGED}/ before")
     if run.recipe is None:
-        if run.names:
+        made = MADE.intersection(*({*seen.meta, *seen.meta.get("parents", {})} for seen in run.sound))
+        if run.names and not made:
             exam.note(
                 run.where, f"has no readable {records.CONFIG}: its tickets are compared with no recipe"
             )
@@ -92,7 +100,7 @@ def _check_result(exam: Exam, run: Run, result: Mapping[str, Any]) -> None:
             missing = exam.place(run.folder / name)
             exam.fault(missing, "is missing, and the run is finished: restore it from a copy")
         seen = run.names.get(name)
-        if seen is not None and ticket.key_of(said) != seen.key:
+        if seen is not None and key_of(said) != seen.key:
             wrong.append(f"its {which} ticket is {said[:16]}, {name} is {seen.digest[:16]}")
     last = run.names.get(paths.LAST)
     if last is not None and last.meta is not None and not wrong:
@@ -101,12 +109,28 @@ def _check_result(exam: Exam, run: Run, result: Mapping[str, Any]) -> None:
                 wrong.append(f"{key} is {result[key]}, {paths.LAST} says {last.meta.get(key)}")
         if result["steps"] != last.meta.get("step"):
             wrong.append(f"it is of step {result['steps']}, {paths.LAST} of step {last.meta.get('step')}")
+    _check_scores(exam, exam.place(run.folder / records.RESULT), result["scores"])
     if wrong:
         exam.fault(
             exam.place(run.folder / records.RESULT),
             f"is the result of other tickets than those beside it: {listed(wrong)}; tables made of it are "
             "wrong: restore the one of this run, or remove it and run the command again",
         )
+
+
+def _check_scores(exam: Exam, where: str, scores: Mapping[str, Mapping[str, Any]]) -> None:
+    """Accuracies are the counts that stand beside them."""
+    for which, splits in scores.items():
+        for split, own in splits.items():
+            if not ({"accuracy", "correct", "seen"} <= own.keys() and own["seen"]):
+                continue
+            counted = own["correct"] / own["seen"]
+            if abs(own["accuracy"] - counted) > 1e-6:
+                exam.fault(
+                    where,
+                    f"says accuracy {own['accuracy']:.4f} of {which} on {split}, where {own['correct']:,} "
+                    f"of {own['seen']:,} are right ({counted:.4f}): it was edited: evaluate the ticket",
+                )
 
 
 COMPARED = {
@@ -119,9 +143,9 @@ COMPARED = {
     "pruning.rounds": "start.rounds",
     "pruning.ablation": "start.ablation",
     "prunable_rule": "masks.prunable",
-    "masks.criterion": "masks.criterion",
-    "masks.density": "masks.density",
+    "precision": "precision",
 }
+CHOICES = ("model", "data", "method", "masks")
 """Of a ticket's lineage and of the recipe, what must agree; choices are compared option by option"""
 
 
@@ -131,8 +155,8 @@ def _check_lineage(exam: Exam, run: Run, recipe: Mapping[str, Any]) -> None:
 
     def differences(seen: Seen) -> list[str]:
         found = records.flatten(seen.meta)
-        pairs = {key: field for key, field in COMPARED.items() if key in found or ".ckpt" in field}
-        pairs |= {key: key for key in found if key.partition(".")[0] in ("model", "data", "method")}
+        pairs = {key: field for key, field in COMPARED.items() if key in found or field.endswith("_ckpt")}
+        pairs |= {key: key for key in found if key.partition(".")[0] in CHOICES}
         return [
             f"{field} is {found.get(key)}, the recipe's {wanted.get(field)}"
             for key, field in pairs.items()
@@ -166,3 +190,4 @@ def _check_masks(exam: Exam, run: Run) -> None:
         step = seen.meta.get("step") or 0
         wanted = counts.expected(run.recipe, run.method, step, seen.shapes, before)
         counts.check(exam, where, wanted, seen.layers)
+        counts.check_structure(exam, where, counts.structure_of(run.recipe, run.method, step), seen.masks())

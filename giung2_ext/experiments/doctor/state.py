@@ -1,5 +1,6 @@
 """Resumable states: can they be restored, and is what was pruned 0 in all of their parts?"""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,16 +12,16 @@ from giung2_ext.core import masks as masking
 from giung2_ext.core import trees
 from giung2_ext.core.errors import Refusal
 from giung2_ext.core.method import Method
-from giung2_ext.experiments.config import Config, options_of, with_defaults
+from giung2_ext.experiments.building import build_method, kinds_of, model_of, optimizer_of
+from giung2_ext.experiments.config import Config, with_defaults
 from giung2_ext.experiments.doctor import counts
 from giung2_ext.experiments.doctor.findings import Exam, listed
 from giung2_ext.experiments.doctor.run import Run
-from giung2_ext.experiments.doctor.ticket import masked, revived
-from giung2_ext.experiments.setup import build_method, build_model
+from giung2_ext.experiments.doctor.seen import masked, revived
 from giung2_ext.storage import tickets
 from giung2_ext.storage.checkpoints import Damaged, StateStore, checksums
 from giung2_ext.training import state as states
-from giung2_ext.training.optimizers import edit_slots, make_optimizer
+from giung2_ext.training.optimizers import edit_slots
 from giung2_ext.training.state import State
 
 Tree = Any
@@ -37,6 +38,10 @@ class Member(NamedTuple):
 
 def examine(exam: Exam, folder: epath.Path, runs: Sequence[Run]) -> None:
     """The newest state of a folder that can be restored; those that cannot are faults."""
+    if len(runs) == 1 and runs[0].result is not None:
+        if folder.exists():
+            exam.note(exam.place(folder), "is left of a run that is finished, and not needed: remove it")
+        return
     with exam.part(exam.place(folder)):
         store = StateStore(folder, 1)
         try:
@@ -64,13 +69,15 @@ def _examine_step(exam: Exam, store: StateStore, step: int, runs: Sequence[Run])
     try:
         found = _restore(exam, store, step)
     except (Damaged, Refusal) as error:
+        if step not in store.steps():  # the run goes on, and has newer ones
+            return False
         told = f"cannot be restored ({error})"
         exam.fault(where, f"{told}: the run goes on from an older state, or begins anew")
         return False
     if found is None:
         exam.note(where, "is not examined: no ticket beside it tells the shape of the network yet")
         return True
-    exam.digests[where] = found.sums
+    exam.digests[where] = hashlib.sha256(repr(sorted(found.sums.items())).encode()).hexdigest()
     if found.changed:
         told = f"is not what was saved: {listed(found.changed)} has another checksum"
         exam.fault(where, f"{told}; the run goes on from an older state, or begins anew")
@@ -99,12 +106,14 @@ def _restore(exam: Exam, store: StateStore, step: int) -> Restored | None:
 
 def _check_members(exam: Exam, where: str, step: int, found: Restored, runs: Sequence[Run]) -> None:
     host = jax.device_get(found.state.replace(key=None))
+    left = list(runs)  # two arms may have one recipe
     for i, recipe in enumerate(found.recipes):
-        run = next((run for run in runs if run.recipe == recipe), None)
+        run = next((run for run in left if run.recipe == recipe), None)
         if run is None:
             told = f"its member {i} is of a run that is not here (seed {recipe['seed']})"
             exam.fault(where, f"{told}: restore that run's folder from a copy, or remove this state")
             continue
+        left.remove(run)
         own = jax.tree.map(lambda x: x[i], host) if found.stacked else host  # noqa: B023
         name = f"{where} ({run.where})" if found.stacked else where
         with exam.part(name):
@@ -114,7 +123,7 @@ def _check_members(exam: Exam, where: str, step: int, found: Restored, runs: Seq
 def _network_of(exam: Exam, recipe: Mapping[str, Any]) -> tuple[int, tuple[int, ...]] | None:
     """Classes and image shape of the recipe's data, of which a ticket tells."""
     for seen in exam.tickets.values():
-        if seen.meta is not None and seen.meta.get("data") == recipe["data"]:
+        if seen.meta is not None and seen.meta.get("data", {}).items() <= recipe["data"].items():
             return seen.meta["num_classes"], tuple(seen.meta["image_shape"])
     return None
 
@@ -124,11 +133,8 @@ def abstract_state(
 ) -> tuple[Method, State]:
     """The method of a run, and the shapes of what its states hold."""
     config = Config(recipe)
-    optim, method = config.optim, build_method(config)
-    model = build_model(config.model.name, num_classes, config.precision, options_of(config, "model"))
-    how = dict(nesterov=optim.nesterov, decay_on=optim.decay_on)
-    optimizer = make_optimizer(optim.name, optim.momentum, optim.weight_decay, optim.global_clipping, **how)
-    kinds = dict(scaled=config.precision == "float16", averaged=optim.ema is not None)
+    method, optimizer = build_method(config), optimizer_of(config)
+    model = model_of({"model": recipe["model"], "num_classes": num_classes}, config.precision)
 
     def begin() -> State:
         key = states.seed_key(0)
@@ -136,7 +142,7 @@ def abstract_state(
         channels = np.zeros(image_shape[-1], np.float32)
         statistics = statistics | {"image_stats": {"m": channels, "s": channels}}
         masks = masking.dense(params, config.masks.prunable)
-        return states.make_state(method, optimizer, key, params, masks, statistics, **kinds)
+        return states.make_state(method, optimizer, key, params, masks, statistics, **kinds_of(config))
 
     return method, jax.eval_shape(begin).replace(step=None)
 
@@ -150,26 +156,27 @@ def _check_member(exam: Exam, member: Member, method: Method) -> None:
             f"names {member.best[:16]} as the best ticket so far, which is not in {run.where}: the run "
             "cannot go on from here; restore it from a copy, or remove this state",
         )
+    bad = [n for n, leaf in trees.named_leaves(member.state).items() if _broken(leaf)]
+    if bad:
+        exam.fault(where, f"holds NaN or infinity in {listed(bad)}: remove it, to go on from an older one")
     if method.latent:  # its mask is made of scores or of dense weights, which live on
         return
     masks = method.masks(member.state.trainable, member.state.method)
     _check_zeros(exam, member, method, masks)
     _check_tickets(exam, member, masks)
     assert run.recipe is not None
-    layers = {leaf: int(mask.sum()) for leaf, _, mask in masked(member.state.trainable, masks)}
-    shapes = {leaf: mask.shape for leaf, _, mask in masked(member.state.trainable, masks)}
+    named = {leaf: mask for leaf, _, mask in masked(member.state.trainable, masks)}
+    layers = {leaf: int(mask.sum()) for leaf, mask in named.items()}
+    shapes = {leaf: mask.shape for leaf, mask in named.items()}
     before = run.before.layers if run.before is not None else None
     counts.check(exam, where, counts.expected(run.recipe, method, member.step, shapes, before), layers)
+    pattern = counts.structure_of(run.recipe, method, member.step)
+    counts.check_structure(exam, where, pattern, named)
 
 
 def _check_zeros(exam: Exam, member: Member, method: Method, masks: Tree) -> None:
     """Parameters, optimizer slots and a moving average are 0 where the mask is."""
     state = member.state
-    bad = [n for n, leaf in trees.named_leaves(state.trainable).items() if not np.isfinite(leaf).all()]
-    if bad:
-        exam.fault(
-            member.where, f"holds NaN or infinity in {listed(bad)}: remove it, to go on from an older one"
-        )
     parts = {"weights": _stale(state.trainable, masks), "optimizer slots": _stale_slots(member, masks)}
     if state.average is not None and method.due is None:  # else it forgets by and by
         parts["moving averages"] = _stale(state.average[0], masks)
@@ -185,6 +192,10 @@ def _check_zeros(exam: Exam, member: Member, method: Method, masks: Tree) -> Non
         beyond = [leaf for leaf, ever, mask in masked(state.ever, masks) if (mask & ~ever).any()]
         if beyond:
             exam.fault(member.where, f"keeps weights of {listed(beyond)} that no mask is said to have kept")
+
+
+def _broken(leaf: Any) -> bool:
+    return leaf is not None and np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all()
 
 
 def _stale(params: Tree, masks: Tree) -> dict[str, int]:

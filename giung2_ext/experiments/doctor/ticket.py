@@ -3,61 +3,34 @@
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from flax import traverse_util
 
 from giung2_ext.core import masks as masking
 from giung2_ext.core import trees
 from giung2_ext.core.errors import Refusal
+from giung2_ext.experiments import importing
+from giung2_ext.experiments.building import count_uses, model_of
 from giung2_ext.experiments.doctor.findings import Exam, listed, plural
-from giung2_ext.experiments.setup import build_model
+from giung2_ext.experiments.doctor.seen import Seen, look, masked, revived
 from giung2_ext.storage import paths, tickets
 from giung2_ext.storage.tickets import Ticket
-from giung2_ext.training import state as states
 
 Tree = Any
 COUNTED = ("kept", "prunable", "parameters", "mask_digest")
-
-
-class Seen(NamedTuple):
-    """A name of a ticket, and of its arrays what other tickets are compared with."""
-
-    where: str
-    name: epath.Path
-    digest: str  # the start of it where ticket.json cannot be read
-    meta: dict[str, Any] | None = None  # None: damaged
-    shapes: Mapping[str, tuple[int, ...]] = {}  # of the leaves with a mask
-    packed: Mapping[str, np.ndarray] = {}  # their masks, eight weights to a byte
-    layers: Mapping[str, int] = {}  # what they keep
-    mask: str = ""  # digest of the masks
-
-    @property
-    def key(self) -> str:
-        return key_of(self.digest)
-
-
-def key_of(digest: str) -> str:
-    """What a ticket's folder is called, by which its parents are found."""
-    return tickets.place_of(epath.Path("."), digest).name
-
-
-def nest(flat: Mapping[str, Any]) -> Tree:
-    return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
 def examine(exam: Exam, name: epath.Path) -> Seen | None:
     """Reads and checks a ticket, once under all of its names; None of a name that leads nowhere."""
     where = exam.place(name)
     try:
-        directory = paths.resolve(name)
+        directory = name if paths.is_single(name) else paths.resolve(name)
         if not directory.exists():
             raise Refusal(f"{directory} is not there")
-    except Refusal as error:
+    except (Refusal, UnicodeDecodeError) as error:
         link = not name.exists() and os.path.islink(name)
         why = f"it points at {os.readlink(name)}, which is not there" if link else str(error)
         exam.fault(
@@ -79,13 +52,15 @@ def examine(exam: Exam, name: epath.Path) -> Seen | None:
 def _read(exam: Exam, damaged: Seen, directory: epath.Path) -> Seen:
     where = damaged.where
     try:
-        ticket = tickets.read_ticket(directory)
+        ticket, _ = importing.open_any(directory, importing.Wishes())
     except Refusal as error:
+        if damaged.name != directory and paths.resolve(damaged.name) != directory:
+            return _read(exam, damaged, paths.resolve(damaged.name))  # a run that goes on has moved it
         why = str(error).removeprefix(f"{directory} ")
         told = f"the ticket {why}: nothing of it can be trusted"
         exam.fault(where, f"{told}; restore {directory.name} from a copy")
         return damaged
-    seen = _look(where, damaged.name, ticket)
+    seen = look(where, damaged.name, ticket)
     if directory.parent.name == paths.TICKETS and directory.name != seen.key:
         exam.fault(
             where, f"lies in {directory.name}, and its digest is {seen.key}: give its folder that name"
@@ -103,33 +78,6 @@ def _stated(directory: epath.Path) -> str:
         return str(tickets.read_meta(directory)["digest"])
     except Refusal:
         return directory.name
-
-
-def _look(where: str, name: epath.Path, ticket: Ticket) -> Seen:
-    found = {leaf: mask for leaf, mask in trees.named_leaves(ticket.masks).items() if mask is not None}
-    return Seen(
-        where,
-        name,
-        ticket.digest,
-        ticket.meta,
-        {leaf: mask.shape for leaf, mask in found.items()},
-        {leaf: masking.pack(mask) for leaf, mask in found.items()},
-        {leaf: int(mask.sum()) for leaf, mask in found.items()},
-        masking.digest(ticket.masks),
-    )
-
-
-def masked(params: Tree, masks: Tree) -> Iterator[tuple[str, Any, Any]]:
-    """(leaf, weights, mask) of every leaf that has a mask."""
-    weights = trees.named_leaves(params)
-    for leaf, mask in trees.named_leaves(masks).items():
-        if mask is not None:
-            yield leaf, weights[leaf], mask
-
-
-def revived(weight: Any, mask: Any, least: float = 0.0) -> int:
-    """How many values outside the mask are not 0; one that is not a number is not."""
-    return int(np.count_nonzero(~mask & ~(np.abs(weight) <= np.float32(least))))
 
 
 def _check_written(exam: Exam, where: str, ticket: Ticket) -> None:
@@ -209,9 +157,9 @@ def _check_layers(exam: Exam, seen: Seen, ticket: Ticket) -> None:
 
 @functools.cache
 def network_shapes(described: str, num_classes: int, image_shape: tuple[int, ...]) -> Tree:
-    options = json.loads(described)
-    model = build_model(options.pop("name"), num_classes, "float32", options)
-    return jax.eval_shape(lambda: states.init_variables(model, states.seed_key(0), image_shape))[0]
+    model = model_of({"model": json.loads(described), "num_classes": num_classes})
+    params, statistics, _ = count_uses(model, image_shape)
+    return {"params": params, "statistics": statistics}
 
 
 def _check_network(exam: Exam, where: str, ticket: Ticket) -> None:
@@ -221,15 +169,16 @@ def _check_network(exam: Exam, where: str, ticket: Ticket) -> None:
         return
     described = json.dumps(meta["model"], sort_keys=True)
     shapes = network_shapes(described, meta["num_classes"], tuple(meta["image_shape"]))
-    problem = trees.first_mismatch(shapes, ticket.params)
+    found = {"params": ticket.params, "statistics": ticket.statistics}
+    problem = trees.first_mismatch(shapes, found)
     if problem:
         exam.fault(where, f"is no {described}: {problem}; it cannot be evaluated: write it again")
         return
-    wanted, found = masking.dense(ticket.params, meta["prunable_rule"]), trees.named_leaves(ticket.masks)
-    other = [n for n, leaf in trees.named_leaves(wanted).items() if (leaf is None) != (found[n] is None)]
+    wanted, masks = masking.dense(ticket.params, meta["prunable_rule"]), trees.named_leaves(ticket.masks)
+    other = [n for n, leaf in trees.named_leaves(wanted).items() if (leaf is None) != (masks[n] is None)]
     if other:
         exam.fault(
             where,
             f"says masks.prunable={meta['prunable_rule']}, by which {listed(other)} should "
-            f"{'have no' if found[other[0]] is not None else 'have a'} mask: write it again",
+            f"{'have no' if masks[other[0]] is not None else 'have a'} mask: write it again",
         )

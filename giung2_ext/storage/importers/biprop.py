@@ -2,7 +2,8 @@
 
 `prune_rate` is the fraction that is kept, of every layer, or with `Global` in `conv_type` of all. What the
 network sees, and what the ticket holds, is alpha * sign(W) where the mask keeps, with alpha = sum |W| /
-int(k * n) as in their code; of a global threshold the mean |W| of what is kept.
+int(k * n) as in their code; of a global threshold the mean |W| of what is kept. With a global one their
+code raises `prune_rate` over its first epochs: a checkpoint of those has what was kept by then.
 """
 
 import re
@@ -47,11 +48,10 @@ def build(content: _parts.Content) -> _parts.Parts | None:
         alpha = np.float32(np.abs(weight)[mask].sum(dtype=np.float64) / count)
         tensors[name] = np.where(mask, alpha * np.sign(weight), 0).astype(np.float32)
         masks[name] = mask
-    model = _parts.architecture(tensors, content.name)
-    if "BinAct" in arch:
-        if not model["name"].startswith("resnet"):
-            raise Refusal(f"{content.name}: of networks with binary activations ResNets alone are imported")
-        model["activation"] = "binary"
+    binary = "BinAct" in arch
+    if binary and "layer1.0.conv1.weight" not in tensors:
+        raise Refusal(f"{content.name}: of networks with binary activations ResNets alone are imported")
+    model = {"activation": "binary"} if binary else {}
     note = f"a Multi-Prize ticket, binarised, {100 * kept:g}% kept{' in all' if together else ''}"
     return _parts.Parts(tensors, masks, model, *_parts.pixels(tensors, PIXELS), note)
 

@@ -26,7 +26,10 @@ def build(content: _parts.Content) -> _parts.Parts | None:
     if kept:
         if {key.replace(".b_mask", ".mask") for key in kept} != set(found):
             raise Refusal(f"{content.name}: not every layer with scores has a b_mask")
-        masks = {key.replace(".b_mask", ".weight"): _parts.bits(key, mask) for key, mask in kept.items()}
+        masks = {
+            key.replace(".b_mask", ".weight"): _parts.bits(f"{key} of {content.name}", mask)
+            for key, mask in kept.items()
+        }
         note = "Lottery Jackpots' checkpoint, its masks"
     else:
         masks = _of_scores(found, content)
@@ -34,8 +37,7 @@ def build(content: _parts.Content) -> _parts.Parts | None:
     for key, mask in masks.items():
         if key in tensors and tensors[key].shape == mask.shape:
             tensors[key] = np.where(mask, tensors[key], 0)
-    model = _parts.architecture(tensors, content.name)
-    return _parts.Parts(tensors, masks, model, *_parts.pixels(tensors, PIXELS), note)
+    return _parts.Parts(tensors, masks, {}, *_parts.pixels(tensors, PIXELS), note)
 
 
 def _of_scores(scores: Mapping[str, np.ndarray], content: _parts.Content) -> dict[str, np.ndarray]:

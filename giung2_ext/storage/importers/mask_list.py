@@ -16,7 +16,7 @@ def build(content: _parts.Content) -> _parts.Parts | None:
         return None
     return _parts.Parts(
         {},
-        [_parts.bits(f"{i}", mask) for i, mask in enumerate(found)],
+        [_parts.bits(f"{i} of {content.name}", mask) for i, mask in enumerate(found)],
         {},
         (),
         (),

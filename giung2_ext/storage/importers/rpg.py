@@ -15,7 +15,10 @@ def build(content: _parts.Content) -> _parts.Parts | None:
     masks = pruner.get("backward_masks") if isinstance(pruner, dict) else None
     if not masks:
         raise Refusal(f"{content.name}: its pruner has no backward_masks")
-    masks = [None if mask is None else _parts.bits(f"{i}", mask) for i, mask in enumerate(masks)]
-    model = _parts.architecture(tensors, content.name)
-    note, step = f"RPG's checkpoint, {len(masks)} masks of its pruner", pruner.get("step")
-    return _parts.Parts(tensors, masks, model, *_parts.IMAGENET, note, step=step)
+    masks = [
+        None if mask is None else _parts.bits(f"{i} of {content.name}", mask)
+        for i, mask in enumerate(masks)
+    ]
+    note = f"RPG's checkpoint, {len(masks)} masks of its pruner"
+    step = pruner.get("step") if type(pruner.get("step")) is int else None
+    return _parts.Parts(tensors, masks, {}, *_parts.IMAGENET, note, step=step)

@@ -26,7 +26,7 @@ def build(content: _parts.Content) -> _parts.Parts | None:
     for key in [key.removesuffix("_mask") for key in tensors if key.endswith("_mask")]:
         if f"{key}_orig" in tensors:
             weight = tensors.pop(f"{key}_orig")
-            masks[key] = _parts.bits(f"{key}_mask", tensors.pop(f"{key}_mask"), weight)
+            masks[key] = _parts.bits(f"{key}_mask of {content.name}", tensors.pop(f"{key}_mask"), weight)
             tensors[key] = np.where(masks[key], weight, 0)
     if meta is not None:
         exported = meta["exported"]
@@ -39,5 +39,4 @@ def build(content: _parts.Content) -> _parts.Parts | None:
         zeros = {key: int((value == 0).sum()) for key, value in tensors.items() if value.ndim in (2, 4)}
         masks = {key: tensors[key] != 0 for key, count in zeros.items() if count}
         note = f"a state_dict; {sum(zeros.values()):,} weights are 0 and count as pruned"
-    model = _parts.architecture(tensors, content.name)
-    return _parts.Parts(tensors, masks, model, *_parts.pixels(tensors, ((), ())), note)
+    return _parts.Parts(tensors, masks, {}, *_parts.pixels(tensors, ((), ())), note)

@@ -1,0 +1,50 @@
+"""Pictures of the examples of a set, for a report; nothing where the data is not at hand."""
+
+import functools
+import io
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from giung2_ext.core.errors import Refusal
+from giung2_ext.data import images
+from giung2_ext.experiments.judging import Dataset, open_dataset
+
+SIDE = 96  # pixels, at most
+
+
+def pictures(data_root: str | None) -> Callable[[Mapping[str, Any], str, int], bytes | None]:
+    """A function that finds a small JPEG of an example, by what a ticket says of its data."""
+
+    @functools.cache
+    def opened(own: str, name: str) -> Dataset | None:
+        name, _, split = name.partition(":")
+        try:
+            return open_dataset(name, json.loads(own), "", data_root, split or "test")
+        except Refusal:
+            return None
+
+    def picture(meta: Mapping[str, Any], name: str, row: int) -> bytes | None:
+        dataset = opened(json.dumps(meta["data"], sort_keys=True), name)
+        if dataset is None or row >= len(dataset.records):
+            return None
+        image = dataset.records[row].image
+        return jpeg(images.decode(image) if isinstance(image, bytes) else image)
+
+    return picture
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    """Small, its values stretched over 0 to 255 where they are no bytes of a photograph."""
+    if pixels.shape[-1] == 1:
+        pixels = np.repeat(pixels, 3, axis=-1)
+    if pixels.dtype != np.uint8 or pixels.max() <= 16:
+        low, high = float(pixels.min()), float(pixels.max())
+        pixels = ((pixels - low) / max(high - low, 1e-9) * 255).astype(np.uint8)
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((SIDE, SIDE))
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

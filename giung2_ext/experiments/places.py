@@ -1,0 +1,62 @@
+"""Devices to compile for: those of this machine, or those of a TPU slice that is not there."""
+
+import os
+from typing import Any, NamedTuple
+
+import jax
+
+from giung2_ext.core.errors import Refusal
+from giung2_ext.training import accumulation, chips
+
+QUIET = {  # libtpu asks the cloud what machine this is, and complains where there is none
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v3-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+class Place(NamedTuple):
+    """Devices, and what one of them has."""
+
+    name: str
+    devices: list[Any]
+    memory: int  # bytes of one
+    chip: chips.Chip | None
+
+    @property
+    def hosts(self) -> int:
+        return len({device.process_index for device in self.devices})
+
+    @property
+    def kind(self) -> str:
+        return self.devices[0].device_kind
+
+    @property
+    def tpu(self) -> bool:
+        return self.devices[0].platform == "tpu"
+
+
+def open_place(topology: str | None) -> Place:
+    """The devices of this machine, or those of a TPU slice that is not there."""
+    if topology is None:
+        devices = jax.local_devices()
+        chip = chips.of(devices[0].device_kind)
+        return Place("this machine", devices, accumulation.device_memory(), chip)
+    from jax.experimental import topologies
+
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
+    try:
+        devices = list(topologies.get_topology_desc(topology, "tpu", **options).devices)
+    except Exception as error:  # of many kinds, by what is wrong
+        hint = "write NAME:SHAPE, such as v3:2x2, v4:2x2x1, v5e:4x4, v5p:2x2x1, v6e:2x4"
+        if "libtpu" in str(error) or "Unable to" in str(error):
+            hint = "it needs libtpu: pip install -e '.[tpu]'"
+        raise Refusal(f"--topology={topology}: {hint} ({str(error).splitlines()[0]})") from error
+    chip = chips.of(devices[0].device_kind)
+    if chip is None:
+        raise Refusal(f"--topology={topology}: nothing is known of a {devices[0].device_kind}")
+    return Place(topology, devices, chip.memory, chip)

@@ -1,0 +1,216 @@
+"""What runs and chains have written, finished or not, as plain rows; damage becomes a warning.
+
+A place is one run's folder: a plain run, a chain's rewind point, or one of its cycles. A series is what one
+line of a figure shows: the tickets or an arm of one chain, or a plain run.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from giung2_ext.core.errors import Refusal
+from giung2_ext.reports import standing, status
+from giung2_ext.storage import paths, predictions, records, tickets
+
+Row = dict[str, Any]
+SIGNS = (records.CONFIG, records.METRICS, records.MOVES, records.RESULT)
+
+
+class Place(NamedTuple):
+    run: str  # what the report calls the chain or run
+    trial: int
+    arm: str
+    cycle: int | None  # None: a rewind point, or a plain run
+    folder: epath.Path
+    root: epath.Path  # of the chain, or the folder itself
+    plain: bool
+
+
+class Run(NamedTuple):
+    """One place as it was read; what could not be read is empty."""
+
+    place: Place
+    series: str
+    state: str
+    why: str
+    command: str | None
+    stored: Mapping[str, Any]
+    result: Mapping[str, Any]
+    best: epath.Path | None
+    meta: Mapping[str, Any]
+    """Of the best ticket, or the newest that an unfinished run has"""
+    judged: tuple[Mapping[str, Any], ...]
+
+    @property
+    def counted(self) -> bool:
+        """Whether it is one of a chain's cycles or a plain run, which figures show."""
+        return self.place.plain or self.place.cycle is not None
+
+    @property
+    def cycle(self) -> int:
+        return self.place.cycle or 0
+
+    @property
+    def counts(self) -> Mapping[str, Any]:
+        return self.result or self.meta
+
+
+class Gathered(NamedTuple):
+    runs: tuple[Run, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def shown(self) -> list[Run]:
+        return [run for run in self.runs if run.counted]
+
+    @property
+    def series(self) -> list[str]:
+        return list(dict.fromkeys(run.series for run in self.shown))
+
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(run.place.run for run in self.runs))
+
+
+def roots(folder: epath.Path) -> list[epath.Path]:
+    """The chains and plain runs that a folder is or holds."""
+    if not folder.is_dir():
+        raise Refusal(f"there is no folder {folder}")
+    if paths.is_chain(folder) or any((folder / name).exists() for name in SIGNS):
+        return [folder]
+    surveyed = status.survey(folder)
+    begun = lambda one: one.kind == "chain" and not paths.is_chain(epath.Path(one.folder))  # noqa: E731
+    several = [one.runs if begun(one) else (one,) for one in surveyed]
+    found = [epath.Path(one.folder) for group in several for one in group]
+    if not found:
+        raise Refusal(f"no run and no chain in {folder}: name a folder of train.py, imp.py or sweep.py")
+    return found
+
+
+def called(folders: Sequence[epath.Path]) -> dict[str, epath.Path]:
+    """A short name for each: the last parts of its path that tell it from the others."""
+    whole = [os.path.abspath(folder).split(os.sep) for folder in folders]
+    for depth in range(1, max(map(len, whole)) + 1):
+        names = [os.sep.join(parts[-depth:]) for parts in whole]
+        if len(set(names)) == len(names):
+            return dict(zip(names, folders, strict=True))
+    raise Refusal(f"{', '.join(map(str, folders))}: a run is named twice")
+
+
+def places_of(run: str, root: epath.Path) -> Iterator[Place]:
+    if not paths.is_chain(root):
+        yield Place(run, 0, "", None, root, root, True)
+        return
+    for trial, base in paths.trial_bases(root).items():
+        yield Place(run, trial, "", None, base, root, False)
+    for trial, arm, cycle in paths.chain_cycles(root):
+        yield Place(run, trial, arm, int(cycle.name), cycle, root, False)
+
+
+class Reader:
+    """Reads what can be read and collects what could not."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def read(self, what: str, read: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            found = read()
+        except standing.UNREADABLE as error:
+            reason = str(error) if isinstance(error, Refusal | OSError) else type(error).__name__
+            self.warn(f"{what} is damaged and left out: {reason}")
+            return otherwise
+        return otherwise if found is None else found
+
+    def warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def run(self, place: Place, several: bool) -> Run | None:
+        folder = place.folder
+        names = standing.guarded(lambda: {entry.name for entry in folder.iterdir()}, set())
+        if place.cycle is None and not place.plain and not names.intersection(SIGNS):
+            return None  # a chain without a rewind point of its own
+        found = standing.read_run(folder, names).standing
+        state, why = found.state, found.why
+        if records.CONFIG not in names:
+            state, why = "damaged", f"it has no {records.CONFIG}"
+        stored = self.read(
+            f"{folder}: {records.CONFIG}", lambda: records.read_json(folder / records.CONFIG), {}
+        )
+        result = self.read(f"{folder}: {records.RESULT}", lambda: checked(records.read_result(folder)), {})
+        best, meta = self.ticket(folder, names, result.get("selected_by", "accuracy"))
+        digest = result.get("tickets", {}).get("best") or meta.get("digest")
+        judged = self.read(f"{folder}: {paths.PREDICTIONS}", lambda: judged_in(folder, digest), ())
+        if state == "damaged":
+            self.warn(f"{folder} is shown as damaged: {why}")
+        label = " ".join(
+            filter(None, [place.run if several else "", place.arm or "tickets" * (not place.plain)])
+        )
+        series = label or place.run
+        return Run(place, series, state, why, typed(place, stored), stored, result, best, meta, judged)
+
+    def ticket(self, folder: epath.Path, names: set[str], by: str) -> tuple[epath.Path | None, Any]:
+        for name in (paths.BESTS.get(by, ""), *paths.BESTS.values(), paths.LAST):
+            if name in names:
+                meta = self.read(f"{folder / name}", lambda name=name: tickets.read_meta(folder / name), {})
+                return (folder / name if meta else None), meta
+        return None, {}
+
+
+def typed(place: Place, stored: Mapping[str, Any]) -> str | None:
+    """The command that made it, to be typed anywhere; a cycle of imp.py is made by its chain's."""
+
+    def read() -> str | None:
+        session = stored["sessions"][-1]
+        by_chain = os.path.basename(session["environment"]["command"][0]) == "imp.py"
+        return standing.command_of(session, place.root if by_chain else place.folder)
+
+    return standing.guarded(read, None)
+
+
+def checked(result: Any) -> Any:
+    """A result with what every figure needs, or an error that names what is missing."""
+    if result is not None:
+        for when in ("start", "best", "last"):
+            float(result["scores"][when]["test"]["accuracy"])
+        result["layers"].items(), int(result["kept"]), int(result["prunable"]), int(result["parameters"])
+        result["tickets"]["best"], result["parents"].items(), result["seed"], result["steps"]
+        str(result["selected_on"]), int(result["best_step"])
+    return result
+
+
+def judged_in(folder: epath.Path, digest: str | None) -> tuple[Mapping[str, Any], ...]:
+    if not digest:
+        return ()
+    found = predictions.all_scores(predictions.folder_in(folder, digest))
+    for scores in found:
+        first = [*scores["scores"].values()][0]  # noqa: RUF015
+        [*map(float, first["top1"])], int(scores["seen"]), str(scores["dataset"]), str(scores["pipeline"])
+    return tuple(found)
+
+
+def gather(folders: Sequence[epath.Path]) -> Gathered:
+    """Every run at or below these folders."""
+    found = [root for folder in folders for root in roots(folder)]
+    reader, runs = Reader(), []
+    for name, root in called(found).items():
+        for place in places_of(name, root):
+            run = reader.run(place, len(found) > 1)
+            if run is not None:
+                runs.append(run)
+    return Gathered(tuple(runs), tuple(reader.warnings))
+
+
+def signature(folders: Sequence[epath.Path]) -> frozenset[tuple[str, int, int]]:
+    """Changes when a run has written something that a report shows."""
+    found = set()
+    for root in (root for folder in folders for root in roots(folder)):
+        for place in places_of("", root):
+            judged = standing.guarded(lambda place=place: [*place.folder.glob("predictions/*/*.json")], [])
+            for path in [*(place.folder / name for name in SIGNS), *judged]:
+                stat = standing.guarded(lambda path=path: path.stat(), None)
+                found |= {(os.fspath(path), int(stat.mtime * 1e3), stat.length)} if stat else set()
+    return frozenset(found)

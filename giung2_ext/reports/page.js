@@ -1,0 +1,119 @@
+"use strict";
+const report = JSON.parse(document.getElementById("data").textContent);
+const root = document.documentElement;
+const views = {};
+
+function rowsOf(chart) {
+  const rows = chart.values.map((v) => Object.fromEntries(chart.columns.map((c, i) => [c, v[i]])));
+  return rows.map((r) => Object.fromEntries(Object.entries(r).filter(([, v]) => v !== null)));
+}
+
+function enabled() {
+  return new Set([...document.querySelectorAll("input[data-series]:checked")].map((box) => box.value));
+}
+
+function shown(row, wanted) {
+  return !report.series.includes(row.series) || wanted.has(row.series);
+}
+
+async function draw(name) {
+  const chart = report.charts[name], place = document.getElementById(`chart-${name}`);
+  const wanted = enabled();
+  const spec = structuredClone(chart.spec);
+  spec.datasets = { rows: rowsOf(chart).filter((row) => shown(row, wanted)) };
+  if (spec.columns && window.innerWidth < 800) spec.columns = 1;
+  const theme = root.dataset.theme === "dark" ? "dark" : "light";
+  const options = { actions: false, renderer: "svg", config: report.themes[theme], tooltip: { theme } };
+  if (views[name]) views[name].finalize();
+  views[name] = await vegaEmbed(place.firstElementChild, spec, options);
+  place.dataset.drawn = theme;
+}
+
+async function drawAll() {
+  for (const name of Object.keys(report.charts)) await draw(name);
+  root.dataset.ready = "yes";
+}
+
+function setTheme(theme) {
+  root.dataset.theme = theme;
+  document.getElementById("theme").textContent = theme === "dark" ? "Light theme" : "Dark theme";
+}
+
+function cell(text) {
+  const td = document.createElement("td");
+  td.textContent = text ?? "–";
+  if (typeof text === "string") td.className = "text";
+  return td;
+}
+
+function fill(details) {
+  const chart = report.charts[details.dataset.of], table = document.createElement("table");
+  const head = table.createTHead().insertRow();
+  for (const column of chart.columns) {
+    const th = document.createElement("th");
+    th.scope = "col";
+    th.textContent = column;
+    head.append(th);
+  }
+  const body = table.createTBody();
+  for (const row of chart.values) body.insertRow().append(...row.map(cell));
+  const scroll = details.querySelector(".scroll");
+  scroll.replaceChildren(table);
+  makeSortable(table);
+}
+
+function value(td) {
+  const text = td.textContent.replace(/,/g, ""), number = parseFloat(text);
+  return Number.isNaN(number) ? text : number;
+}
+
+function sort(table, column, button) {
+  const th = button.parentElement, down = th.getAttribute("aria-sort") === "ascending";
+  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+  th.setAttribute("aria-sort", down ? "descending" : "ascending");
+  const rows = [...table.tBodies[0].rows].sort((a, b) => {
+    const [x, y] = [value(a.cells[column]), value(b.cells[column])];
+    if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1;
+    return (x < y ? -1 : x > y ? 1 : 0) * (down ? -1 : 1);
+  });
+  table.tBodies[0].append(...rows);
+}
+
+function makeSortable(table) {
+  [...table.tHead.rows[0].cells].forEach((th, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = th.textContent;
+    th.replaceChildren(button);
+    button.addEventListener("click", () => sort(table, column, button));
+  });
+}
+
+function filterTables() {
+  const wanted = enabled(), words = document.getElementById("words").value.toLowerCase();
+  for (const row of document.querySelectorAll("tr[data-series]")) {
+    const named = row.textContent.toLowerCase().includes(words);
+    row.hidden = !wanted.has(row.dataset.series) || !named;
+  }
+}
+
+function csv(chart) {
+  const quote = (v) => (v === null ? "" : /[",\n]/.test(String(v)) ? `"${String(v).replace(/"/g, '""')}"` : v);
+  return [chart.columns, ...chart.values].map((row) => row.map(quote).join(",")).join("\n");
+}
+
+setTheme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+document.getElementById("theme").addEventListener("click", () => {
+  setTheme(root.dataset.theme === "dark" ? "light" : "dark");
+  drawAll();
+});
+addEventListener("beforeprint", () => { setTheme("light"); drawAll(); });
+document.querySelectorAll("table.sortable").forEach(makeSortable);
+document.querySelectorAll("input[data-series]").forEach((box) =>
+  box.addEventListener("change", () => { filterTables(); drawAll(); }));
+document.getElementById("words").addEventListener("input", filterTables);
+for (const details of document.querySelectorAll("details[data-of]"))
+  details.addEventListener("toggle", () => fill(details), { once: true });
+for (const link of document.querySelectorAll("a[data-csv]"))
+  link.href = `data:text/csv;charset=utf-8,${encodeURIComponent(csv(report.charts[link.dataset.csv]))}`;
+drawAll();

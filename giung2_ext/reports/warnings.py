@@ -1,0 +1,99 @@
+"""What a reader of the numbers must know, said plainly."""
+
+from collections import defaultdict
+
+from giung2_ext.reports import summary
+from giung2_ext.reports.gather import Gathered
+
+
+def about(gathered: Gathered) -> str:
+    """What the columns of the summary are."""
+    where = sorted({run.result["selected_on"] for run in gathered.shown if run.result})
+    if not where:
+        return "No run is finished: there are no scores yet."
+    which = " and ".join(where)
+    return (
+        f"Test and held-out accuracy are top-1 of the ticket that was selected on {which}, with the "
+        "95% interval of the test examples (Wilson). Density: kept over prunable weights; of all: over all "
+        "parameters. FLOPs: of one image, kept weights only."
+    )
+
+
+def warnings(gathered: Gathered) -> list[str]:
+    return [
+        *selection(gathered),
+        *seeds(gathered),
+        *pipelines(gathered),
+        *images(gathered),
+        *unfinished(gathered),
+    ]
+
+
+def selection(gathered: Gathered) -> list[str]:
+    found = [run.series for run in gathered.shown if run.result.get("selected_on") == "test"]
+    where = {run.result["selected_on"] for run in gathered.shown if run.result}
+    lines = []
+    if found:
+        lines.append(
+            f"{', '.join(dict.fromkeys(found))}: the ticket was selected on the test set, so its accuracy "
+            "is optimistic."
+        )
+    if len(where) > 1:
+        lines.append(f"Runs were selected on different splits: {', '.join(sorted(where))}.")
+    return lines
+
+
+def seeds(gathered: Gathered) -> list[str]:
+    """Runs without a seed, and cycles that lack some of the trials."""
+    lines = [
+        f"{run.place.folder}: no seed is recorded."
+        for run in gathered.shown
+        if run.counts.get("seed", 0) is None
+    ]
+    trials: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for run in gathered.shown:
+        if run.result:
+            trials[run.series][run.cycle].add(run.place.trial)
+    for series, cycles in trials.items():
+        everyone = set.union(*cycles.values())
+        lacking = {c: len(found) for c, found in cycles.items() if found != everyone}
+        if lacking:
+            told = ", ".join(f"{count} in cycle {c:03d}" for c, count in sorted(lacking.items()))
+            lines.append(f"{series}: some seeds are missing: of {len(everyone)} trials {told}.")
+        if len(everyone) == 1:
+            lines.append(f"{series}: one seed, so nothing is known of its spread.")
+    return lines
+
+
+def pipelines(gathered: Gathered) -> list[str]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for row in summary.judged_rows(gathered):
+        found[row["dataset"]].add(row["pipeline"])
+    return [
+        f"{name} was judged by different evaluation pipelines ({', '.join(sorted(used))}): do not "
+        f"compare those rows."
+        for name, used in found.items()
+        if len(used) > 1
+    ]
+
+
+def images(gathered: Gathered) -> list[str]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for row in summary.judged_rows(gathered):
+        found[row["dataset"]].add(str(row["images"]))
+    for run in gathered.shown:
+        if run.result.get("images", {}).get("test"):
+            found["the test split"].add(str(run.result["images"]["test"]))
+    return [
+        f"Not all rows of {name} are of the same images: do not compare them."
+        for name, v in found.items()
+        if len(v) > 1
+    ]
+
+
+def unfinished(gathered: Gathered) -> list[str]:
+    states: dict[str, list[str]] = defaultdict(list)
+    for run in gathered.shown:
+        if run.state not in ("finished", "damaged"):
+            states[run.state].append(f"{run.place.folder}{f' ({run.why})' if run.why else ''}")
+    return [f"{len(found)} {state}, not finished: {', '.join(found)}." for state, found in states.items()]

@@ -1,0 +1,209 @@
+"""A report's page shows what runs have written, needs no network, and survives damage."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from etils import epath
+from test_figures import make_chain, make_masks
+
+from giung2_ext.core import masks as masking
+from giung2_ext.core.errors import Refusal
+from giung2_ext.reports import gather, measure, page, published, summary
+from giung2_ext.storage import paths, predictions, records
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return epath.Path(tmp_path) / "chain"
+
+
+def data_of(written):
+    text = (written.folder / page.PAGE).read_text()
+    return json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def rows_of(data, name):
+    chart = data["charts"][name]
+    return [dict(zip(chart["columns"], values, strict=True)) for values in chart["values"]]
+
+
+def judge(run, digest, dataset, accuracy, pipeline="tf", examples=60):
+    """Predictions of a ticket as evaluate.py keeps them, wrong on the last examples."""
+    labels = np.arange(examples) % 4
+    top = np.stack([labels, (labels + 1) % 4], axis=1)
+    wrong = round((1 - accuracy) * examples)
+    top[examples - wrong :] = top[examples - wrong :, ::-1]
+    arrays = {"ids": np.arange(examples), "labels": labels, "top": top}
+    arrays["confidence"] = np.linspace(0.4, 1, examples)
+    scores = {"top1": [accuracy, accuracy - 0.1, accuracy + 0.05], "ece": [0.1, 0.05, 0.2]}
+    about = {"dataset": dataset, "pipeline": pipeline, "images": "60:a", "ticket": digest, "seen": examples}
+    predictions.write(predictions.folder_in(run, digest), about | {"scores": {"4": scores}}, arrays)
+
+
+def test_a_page_is_one_file_that_names_nothing_outside(folder):
+    make_chain(folder, 2)
+    written = page.write_page([folder], folder / "report")
+    text = (written.folder / page.PAGE).read_text()
+    without_bundle = text.replace(page.bundle(), "")
+    assert not re.search(r"""(src|href)=["'](https?:)?//""", without_bundle)
+    assert "<link rel=stylesheet" not in without_bundle
+    assert "@import" not in without_bundle
+    assert len(text) < 5e6
+    for chart in written.charts:
+        assert (written.folder / f"figures/{chart.name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (written.folder / f"figures/{chart.name}.pdf").read_bytes().startswith(b"%PDF")
+        assert {p.suffix for p in (written.folder / "tables").glob(f"{chart.name}.*")} == {
+            ".md",
+            ".csv",
+            ".tex",
+        }
+
+
+def test_numbers_of_the_page_are_those_of_the_results(folder):
+    points = make_chain(folder, 2)
+    written = page.write_page([folder], folder / "report")
+    found = {
+        (r["series"], r["cycle"]): r
+        for r in rows_of(data_of(written), "accuracy_by_density")
+        if r["panel"] == "trained"
+    }
+    for arm, cycle in {(p.arm, p.cycle) for p in points}:
+        own = [p.accuracy("best") for p in points if (p.arm, p.cycle) == (arm, cycle)]
+        row = found[arm or "tickets", cycle]
+        assert row["value"] == pytest.approx(np.mean(own), rel=1e-4)
+        assert row["high"] - row["value"] == pytest.approx(np.std(own, ddof=1), abs=1e-2)
+    with (written.folder / "tables/summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(points)
+    assert {r["weights left"] for r in rows} == {f"{p.result['kept']:,}" for p in points}
+
+
+def test_overlaps_of_packed_masks_are_those_of_the_masks(folder):
+    make_chain(folder, 2)
+    rows = rows_of(data_of(page.write_page([folder], folder / "report")), "mask_overlap")
+    for row in [r for r in rows if r["series"] == "tickets"]:
+        expected = masking.overlap(make_masks(0, row["a"]), make_masks(0, row["b"]))
+        assert row["overlap"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_sizes_of_weights_are_counted_by_octave():
+    weights = np.array([0.5, -0.75, 1.0, 3.0, 0.0], np.float32)
+    found = measure.histogram(weights, np.array([True, True, True, True, False]))
+    assert {o: n for o, n in zip(measure.OCTAVES, found, strict=True) if n} == {-1: 2, 0: 1, 1: 1}
+
+
+def test_judged_sets_stand_before_the_published_curve(folder):
+    for point in make_chain(folder, 1):
+        if not point.arm:
+            for name in ("imagenet2012", "imagenet_a"):
+                judge(point.folder, "b", name, 0.8 - 0.1 * point.cycle)
+    written = page.write_page([folder], folder / "report")
+    data = data_of(written)
+    assert {"sets_by_density", "robustness", "reliability", "calibration"} <= data["charts"].keys()
+    rows = [
+        r for r in rows_of(data, "sets_by_density") if r["series"] == published.NAME and r["panel"] == "IN"
+    ]
+    assert [(r["density"], r["value"]) for r in rows][:2] == [(1.0, 76.06), (0.41, 76.58)]
+    text = (written.folder / page.PAGE).read_text()
+    assert "80.00 [70.00, 85.00]" in text
+    assert "became" in text  # flips
+
+
+def test_different_pipelines_a_test_set_that_selects_and_lacking_trials_are_warned_of(folder):
+    points = make_chain(folder, 3)
+    for point, pipeline in zip(points[:2], ("tf", "timm"), strict=True):
+        judge(point.folder, "b", "imagenet_a", 0.5, pipeline)
+    records.write_result(points[2].folder, points[2].result | {"selected_on": "test"})
+    (points[-2].folder / records.RESULT).unlink()
+    told = "\n".join(page.write_page([folder], folder / "report").warnings)
+    assert "imagenet_a was judged by different evaluation pipelines (tf, timm)" in told
+    assert "selected on the test set, so its accuracy is optimistic" in told
+    assert "some seeds are missing: of 3 trials" in told
+
+
+DAMAGE = {
+    "no result": lambda run: (run / records.RESULT).unlink(),
+    "half a result": lambda run: (run / records.RESULT).write_text('{"scores": {'),
+    "a result without scores": lambda run: (run / records.RESULT).write_text("{}"),
+    "a result that is a list": lambda run: (run / records.RESULT).write_text("[1]"),
+    "half a config": lambda run: (run / records.CONFIG).write_text("{"),
+    "metrics of numbers": lambda run: (run / records.METRICS).write_text('1\n{"split": "test"}\n'),
+    "half a ticket": lambda run: (run / paths.best("accuracy") / "arrays.npz").write_bytes(b"PK half"),
+    "a ticket that says nothing": lambda run: (run / paths.best("accuracy") / "ticket.json").write_text(
+        "{"
+    ),
+    "a name of nothing": lambda run: (paths.resolve(run / paths.best("accuracy"))).rmtree(),
+    "half a score": lambda run: (
+        (run / "predictions/b").mkdir(parents=True),
+        (run / "predictions/b/x.tf.json").write_text('{"scores": {}}'),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_shown_and_never_breaks_the_page(kind, folder):
+    points = make_chain(folder, 1)
+    DAMAGE[kind](points[1].folder)
+    gathered = gather.gather([folder])
+    written = page.write_page([folder], folder / "report")
+    assert len(summary.cycle_rows(gathered)) == len(points)  # all of them have their row
+    text = (written.folder / page.PAGE).read_text()
+    assert (
+        any(str(points[1].folder) in line and line in text for line in written.warnings)
+        or kind == "no result"
+    )
+
+
+def test_several_runs_are_series_side_by_side(folder):
+    make_chain(folder / "a", 1)
+    make_chain(folder / "b", 1)
+    written = page.write_page([folder / "a", folder / "b"], folder / "both")
+    assert data_of(written)["series"] == ["a tickets", "a reinit", "b tickets", "b reinit"]
+    assert "a tickets and b tickets" in {
+        r["panel"] for r in rows_of(data_of(written), "mask_overlap_pairs")
+    }
+
+
+def begin(run, words, **session):
+    """A run that has begun to train and has no result."""
+    run.mkdir(parents=True)
+    recipe = {"evaluation": {"select_on": "holdout"}, "optim": {"ni": 100}, "seed": 0}
+    environment = {"command": words, "executable": "python", "directory": "/"}
+    records.record_session(run, recipe, {"environment": environment, "placement": {}, **session})
+    rows = [{"step": s, "split": "holdout", "accuracy": 0.5, "loss": 1.0} for s in (0, 10, 20)]
+    records.MetricsLog(run, 0).write(rows)
+
+
+def test_runs_and_chains_that_have_only_begun_are_shown(folder):
+    begin(folder / "plain", ["train.py", "--save=x"])
+    for trial in ("trial_0", "trial_1"):
+        begin(folder / "chain" / trial, ["imp.py"], chain={"cycles": 2, "trials": 2, "arms": []})
+    written = page.write_page([folder], folder / "report")
+    assert data_of(written)["series"] == ["trial_0", "trial_1", "plain"]
+    assert any(line.startswith("3 stopped, not finished") for line in written.warnings)
+    assert "python imp.py" in (written.folder / page.PAGE).read_text()
+    assert len(rows_of(data_of(written), "learning")) == 9
+
+
+def test_a_folder_without_runs_is_refused_with_what_to_name(folder):
+    folder.mkdir()
+    with pytest.raises(
+        Refusal, match=r"no run and no chain .* name a folder of train.py, imp.py or sweep.py"
+    ):
+        page.write_page([folder], folder / "report")
+
+
+def test_only_a_watched_page_loads_itself_again_and_a_change_is_seen(folder):
+    points = make_chain(folder, 1)
+    before = gather.signature([folder])
+    assert gather.signature([folder]) == before
+    text = (page.write_page([folder], folder / "report", watch=7).folder / page.PAGE).read_text()
+    assert '<meta http-equiv="refresh" content="7">' in text
+    assert 'http-equiv="refresh"' not in (
+        page.write_page([folder], folder / "report").folder / page.PAGE
+    ).read_text().replace(page.bundle(), "")
+    (points[0].folder / records.RESULT).unlink()
+    assert gather.signature([folder]) != before
