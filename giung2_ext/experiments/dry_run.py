@@ -17,8 +17,8 @@ from giung2_ext.core import masks as masking
 from giung2_ext.experiments import flags, imp, single
 from giung2_ext.experiments.building import rate_of
 from giung2_ext.experiments.config import Config
+from giung2_ext.experiments.forecast import announced_source
 from giung2_ext.experiments.lottery import check_counts
-from giung2_ext.experiments.preflight import announced_source
 from giung2_ext.experiments.progress import clock
 from giung2_ext.experiments.setup import Blueprint, describe_devices, draw
 from giung2_ext.experiments.single import Run

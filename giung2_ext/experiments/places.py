@@ -1,6 +1,8 @@
 """Devices to compile for: those of this machine, or those of a TPU slice that is not there."""
 
+import importlib.metadata
 import os
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -34,8 +36,29 @@ class Place(NamedTuple):
         return self.devices[0].device_kind
 
     @property
+    def compiler(self) -> str:
+        """What compiles for them, with its version."""
+        if not self.tpu:
+            return f"jaxlib {jax.lib.__version__}"
+        return f"libtpu {importlib.metadata.version('libtpu')}"
+
+    @property
     def tpu(self) -> bool:
         return self.devices[0].platform == "tpu"
+
+
+def _reason(said: str) -> str:
+    """What libtpu says of a slice, in words that say what to do."""
+    usage = "write NAME:SHAPE in chips, such as v3:2x2, v4:2x2x1, v5e:4x4, v5p:2x2x1, v6e:2x4"
+    if "libtpu" in said or "Unable to" in said:
+        return "it needs libtpu: pip install -e '.[tpu]'"
+    if "does not match regex" in said:
+        return usage
+    if "Invalid TPU external name" in said:
+        return f"there is no such TPU; {usage}"
+    if host := re.search(r'chips_per_host_bounds "([\dx]+)"', said):
+        return f"a host of it has {host[1]} chips, which do not fill that shape; {usage}"
+    return f"{usage} ({said.splitlines()[0]})"
 
 
 def open_place(topology: str | None) -> Place:
@@ -52,10 +75,7 @@ def open_place(topology: str | None) -> Place:
     try:
         devices = list(topologies.get_topology_desc(topology, "tpu", **options).devices)
     except Exception as error:  # of many kinds, by what is wrong
-        hint = "write NAME:SHAPE, such as v3:2x2, v4:2x2x1, v5e:4x4, v5p:2x2x1, v6e:2x4"
-        if "libtpu" in str(error) or "Unable to" in str(error):
-            hint = "it needs libtpu: pip install -e '.[tpu]'"
-        raise Refusal(f"--topology={topology}: {hint} ({str(error).splitlines()[0]})") from error
+        raise Refusal(f"--topology={topology}: {_reason(str(error))}") from error
     chip = chips.of(devices[0].device_kind)
     if chip is None:
         raise Refusal(f"--topology={topology}: nothing is known of a {devices[0].device_kind}")

@@ -65,7 +65,6 @@ def results_of(runs: Sequence[Run]) -> list[dict[str, Any] | None]:
     """The results of finished runs of these recipes; another recipe in a run's folder is refused."""
 
     def one(run: Run) -> dict[str, Any] | None:
-        check_start(run.config)
         tickets.refuse_inside(run.folder)
         recorded = records.recorded_recipe(run.folder)
         if recorded is not None:
@@ -251,6 +250,7 @@ def prepare(config: Config, folder: epath.Path, start: bool = True) -> Run:
         check_job(folder, config)
     run = Run(folder, settled(folder, config))
     check_config(run.config)
+    check_start(run.config)
     check_setup(run.config)
     processes.agree(lambda: check_parents(run.config))
     return run

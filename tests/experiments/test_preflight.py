@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import jax
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 from conftest import parse
 from fakes import REPOSITORY
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import PartitionSpec as P
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.experiments import places, preflight
+from giung2_ext.experiments import forecast, places, preflight
 from giung2_ext.experiments.settling import decide, decided
 from giung2_ext.training import chips
 
@@ -39,8 +41,8 @@ def config_of(*words):
 
 def test_a_slice_that_is_not_there_is_compiled_for(slice_of):
     config = config_of(DIGITS, "--batch_size=64")
-    found = preflight.examine(config, slice_of("v3:2x2"), preflight.announced_source(config))
-    told = preflight.to_json(found)
+    found = forecast.examine(config, slice_of("v3:2x2"), forecast.announced_source(config))
+    told = preflight.to_json(found, "low")
     assert KEYS | {"mask_overhead"} <= told.keys()
     assert (told["fits"], told["devices"], told["hosts"], told["device_kind"]) == (True, 8, 1, "TPU v3")
     assert told["collectives"].keys() == {"all-reduce"}
@@ -49,51 +51,73 @@ def test_a_slice_that_is_not_there_is_compiled_for(slice_of):
     assert told["flops_per_step"] > 2 * 2 * weights * 64 / 8  # forward, and the gradient of the weights
     assert -0.05 < told["mask_overhead"] < 0.2
     assert told["evaluation"]["bytes_per_step"] < told["bytes_per_step"]
-    lines = preflight.describe(config, found, "low")
+    lines = preflight.describe(found, "low")
     assert lines[1].startswith("v3:2x2: 8 of 8 TPU v3 on 1 host, 16.00 GiB each; compiled at low effort")
-    assert lines[-1].startswith("fits: 0.00 GiB, of 92% of 16.00 GiB")
+    assert "imp.py has a device for each" in lines[2]
+    assert re.fullmatch(r"fits: \d MiB, of 15,073 MiB that it may take \(92% of the memory\)", lines[-1])
+    assert "0.00 " not in "".join(lines)  # what is small has digits
+    assert (told["effort"], told["precision"], told["devices_there"]) == ("low", "float32", 8)
+    assert told["compiler"].startswith("libtpu ")
 
 
 def test_what_does_not_fit_is_made_to_fit_by_trying(slice_of):
     config = config_of(DIGITS, "--batch_size=64", "--config.model.hidden=512,512", "--grad_accum=8")
-    place, source = slice_of("v3:2x2"), preflight.announced_source(config)
-    whole = preflight.examine(config, place, source, overhead=False)
+    place, source = slice_of("v3:2x2"), forecast.announced_source(config)
+    whole = forecast.examine(config, place, source, overhead=False)
     small = place._replace(memory=int(0.7 * whole.peak / preflight.FITS))
-    assert not preflight.examine(config, small, source, overhead=False).fits
-    words, found = preflight.find_remedy(config, small, source, whole._replace(place=small))
+    assert not forecast.examine(config, small, source, overhead=False).fits
+    tried = []
+    words, found = preflight.find_remedy(source, whole._replace(place=small), tried.append)
+    assert words in tried[-1]
     assert "--mesh=fsdp:8" in words
     assert found.fits
     tiny = place._replace(memory=1000)
-    assert preflight.find_remedy(config, tiny, source, whole._replace(place=tiny)) is None
+    assert preflight.find_remedy(source, whole._replace(place=tiny), tried.append) is None
 
 
 def test_remedies_need_less_than_what_was_found_and_suit_the_devices_that_are_used(slice_of):
     """A batch of 36 uses not all of 8 devices; a cut and --remat are given already."""
     config = config_of(DIGITS, "--batch_size=36", "--grad_accum=3", "--remat=true")
     place = slice_of("v3:2x2")
-    found = preflight.examine(config, place, preflight.announced_source(config), overhead=False)
-    offered = list(preflight.remedies(config, found))
+    found = forecast.examine(config, place, forecast.announced_source(config), overhead=False)
+    offered = list(preflight.remedies(found, 4))
     assert offered
     assert all(int(fields.get("grad_accum", 6)) >= 6 for fields in offered)
     assert not any("remat" in fields for fields in offered)
-    assert {fields["mesh"] for fields in offered if "mesh" in fields} <= {f"fsdp:{found.used}"}
+    assert {fields["mesh"] for fields in offered if "mesh" in fields} == {"fsdp:4"}
     assert len({json.dumps(fields, sort_keys=True) for fields in offered}) == len(offered)
+
+
+def test_weights_are_spread_over_the_devices_that_divide_them(slice_of):
+    """A batch of 60 uses 6 devices, which do not divide 1,024; an fsdp axis of 4 leaves less on each."""
+    wide = ["--config.model.hidden=1024,1024"]
+    config = config_of(DIGITS, *wide)
+    place, source = slice_of("v3:2x2"), forecast.announced_source(config)
+    assert preflight.widest(config, place, source) == 4
+    assert preflight.widest(config_of(DIGITS, "--batch_size=64", *wide), place, source) == 8
+    found = forecast.examine(config, place, source, overhead=False)
+    assert found.used == 6
+    assert "2 of the 8 devices would do nothing: 60 images" in "".join(preflight.describe(found, "low"))
 
 
 def test_micro_batches_that_are_counted_and_do_not_fit_are_told_and_not_refused(slice_of):
     config = config_of(DIGITS, "--batch_size=64", "--grad_accum=auto")
     place = slice_of("v3:2x2")._replace(memory=1000)
-    found = preflight.examine(config, place, preflight.announced_source(config), overhead=False)
+    found = forecast.examine(config, place, forecast.announced_source(config), overhead=False)
     assert (found.fits, found.micro_batches) == (False, 8)
 
 
 def test_a_slice_that_no_tpu_has_is_refused(slice_of):
-    with pytest.raises(Refusal, match="--topology=v5litepod-8: write NAME:SHAPE, such as v3:2x2"):
+    with pytest.raises(Refusal, match="--topology=v5litepod-8: write NAME:SHAPE in chips, such as v3:2x2"):
         slice_of("v5litepod-8")
+    with pytest.raises(Refusal, match="v3:9x9: a host of it has 2x2x1 chips, which do not fill that shape"):
+        slice_of("v3:9x9")
+    with pytest.raises(Refusal, match="v7:2x2: there is no such TPU; write NAME:SHAPE"):
+        slice_of("v7:2x2")
 
 
 def test_streamed_images_need_not_be_there(slice_of):
-    source = preflight.announced_source(config_of("--optim_ni=1"))
+    source = forecast.announced_source(config_of("--optim_ni=1"))
     assert (source.num_classes, source.image_shape) == (1000, (224, 224, 3))
 
 
@@ -106,11 +130,19 @@ def test_this_machine_is_looked_at_without_a_topology(script):
     assert told["topology"] == "this machine"
 
 
-def test_a_look_that_cannot_be_compiled_does_not_fit():
-    place = places.Place("small", [], 2**30, None)
-    found = preflight.Found(place, 64, 1, 1, preflight.NOTHING, None, preflight.NOTHING, None)
+def test_a_look_that_cannot_be_compiled_does_not_fit(slice_of):
+    """A product of 27 GiB on a core of 16."""
+    place = slice_of("v3:2x2")
+    whole = jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(place.devices[:1]), "d"), P())
+    matrix = jax.ShapeDtypeStruct((60_000, 60_000), np.float32, sharding=whole)
+    look = forecast.look_at(jax.jit(lambda x: x @ x + x).lower(matrix))
+    found = forecast.Found(config_of(DIGITS), place, 1, 1, look, None, look, None)
     assert not found.fits
     assert math.isinf(found.peak)
+    last = preflight.describe(found, "low")[-1]
+    asked = re.fullmatch(r"does not fit: XLA asks for ([\d,]+) MiB at once, of 15,073 MiB that it .*", last)
+    assert int(asked[1].replace(",", "")) > 60_000**2 * 4 / 2**20
+    assert preflight.to_json(found, "low")["peak_bytes"] is None
 
 
 def test_chips_are_known_by_the_longest_name():

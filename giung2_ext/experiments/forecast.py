@@ -1,0 +1,165 @@
+"""A run's programs, compiled for devices that need not be there, and looked at.
+
+Nothing is computed. Memory, FLOPs, bytes and collectives are those of the programs that would train;
+seconds are XLA's own estimate for its TPUs, at the effort that is set, and no measurement.
+"""
+
+import math
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+import jax
+
+import giung2_ext.data.sources
+from giung2_ext.core import discovery
+from giung2_ext.core.method import Method
+from giung2_ext.data import resident
+from giung2_ext.data.source import Source, Split
+from giung2_ext.experiments.config import Config, options_of
+from giung2_ext.experiments.feeding import KIND, batch_shapes, is_streamed, load_source
+from giung2_ext.experiments.places import Place
+from giung2_ext.experiments.setup import FITS, Blueprint, check_cut, cuts, draw
+from giung2_ext.training import accumulation
+
+Tree = Any
+COLLECTIVES = re.compile(
+    r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+ASKED = re.compile(r"\(([\d.]+)([KMG])\) exceeds|Used ([\d.]+)([KMG]) of")  # by what is not compiled
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+DENSE = Method(
+    init=lambda key, params, masks: (params, ()), weights=lambda t, s: t, masks=lambda t, s: None
+)
+
+
+class Look(NamedTuple):
+    """One compiled program, per device."""
+
+    peak: float  # bytes; infinite if it cannot be compiled
+    bytes: float
+    flops: float
+    seconds: float | None  # XLA's estimate; None where it makes none
+    collectives: dict[str, int]
+    asked: float | None = None  # bytes that XLA names of what it cannot compile
+
+
+def _too_much(said: str) -> Look:
+    found = ASKED.search(said)
+    amount, unit = [part for part in found.groups() if part] if found else ("0", "K")
+    return Look(math.inf, 0, 0, None, {}, float(amount) * UNITS[unit] or None)
+
+
+def look_at(lowered: jax.stages.Lowered) -> Look:
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return _too_much(str(error))
+        raise
+    costs: Any = compiled.cost_analysis()
+    seconds = costs.get("optimal_seconds", -1.0)
+    return Look(
+        accumulation.peak(compiled),
+        costs["bytes accessed"],
+        costs["flops"],
+        seconds if seconds > 0 else None,
+        dict(Counter(COLLECTIVES.findall(compiled.as_text()))),
+    )
+
+
+def announced_source(config: Config) -> Source:
+    """What a streamed source says of itself before its images are there; a resident one is opened."""
+    if not is_streamed(config.data.name):
+        return load_source(config)
+    options = options_of(config, "data") | {"splits": ()}
+    return discovery.build(giung2_ext.data.sources, KIND, config.data.name, root=None, **options)
+
+
+class Plan(NamedTuple):
+    """A config on devices, ready to be compiled."""
+
+    drawn: Blueprint
+    micro_batches: int
+    feed: resident.Feed | None
+    data: Tree  # shapes of what a step takes its batch from
+    batch: Tree  # shapes of a batch of evaluation
+    seen: dict[int, list[Look]]  # what was compiled, by micro-batches
+
+    def steps(self) -> list[Look]:
+        """The ordinary step, and the mask-update step where there is one."""
+        count = self.micro_batches
+        if count not in self.seen:
+            program = self.drawn.program_of(count, self.feed)
+            self.seen[count] = [look_at(lowered) for lowered in program.lower(self.drawn.state, self.data)]
+        return self.seen[count]
+
+    def evaluation(self) -> Look:
+        program = self.drawn.program_of(self.micro_batches, self.feed)
+        return look_at(program.lower_evaluation(self.drawn.state, self.batch))
+
+
+def plan(config: Config, place: Place, source: Source, method: Method | None = None) -> Plan:
+    drawn = draw(config, source.num_classes, source.image_shape, devices=place.devices, method=method)
+    population = drawn.population
+    devices = population.layout.devices
+    counted = config.placement.grad_accum == "auto"
+    micro_batches = 1 if counted else check_cut(config, devices)
+    rows = -(-config.evaluation.batch_size // devices) * devices
+    batch = batch_shapes(population, rows, source.image_shape)
+    train = source.splits.get("train")
+    if isinstance(train, Split):
+        feed = resident.make_feed(train, config.feed.batch_size, config.feed.augment)
+        data = population.abstract_shared(feed.arrays)
+    else:
+        feed, data = None, batch_shapes(population, config.feed.batch_size, source.image_shape)
+    found = Plan(drawn, micro_batches, feed, data, batch, {})
+    if not counted:
+        return found
+    need = lambda n: max(look.peak for look in found._replace(micro_batches=n).steps())  # noqa: E731
+    try:
+        fewest = accumulation.fewest(need, cuts(config, devices), FITS * place.memory)
+    except accumulation.DoesNotFit:  # told as what was found
+        fewest = cuts(config, devices)[-1]
+    return found._replace(micro_batches=fewest)
+
+
+class Found(NamedTuple):
+    """What a preflight has found."""
+
+    config: Config
+    place: Place
+    micro_batches: int
+    used: int  # devices
+    train: Look
+    update: Look | None
+    evaluation: Look
+    overhead: float | None  # of masks, in bytes, against the same step without; None: not asked for
+
+    @property
+    def peak(self) -> float:
+        return max(look.peak for look in (self.train, self.update, self.evaluation) if look is not None)
+
+    @property
+    def limit(self) -> float:
+        return FITS * self.place.memory
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.limit
+
+
+def examine(config: Config, place: Place, source: Source, overhead: bool = True) -> Found:
+    """Compiles everything that a run would."""
+    mine = plan(config, place, source)
+    train, *rest = mine.steps()
+    evaluation = mine.evaluation()
+    ratio = None
+    if overhead and math.isfinite(train.peak):
+        settled = config.copy_and_resolve_references()
+        settled.placement.grad_accum = str(mine.micro_batches)
+        dense = plan(settled, place, source, DENSE).steps()[0]
+        ratio = train.bytes / dense.bytes - 1 if dense.bytes else None
+    used = mine.drawn.population.layout.devices
+    update = rest[0] if rest else None
+    return Found(config, place, mine.micro_batches, used, train, update, evaluation, ratio)
