@@ -106,6 +106,7 @@ def train_command(
             raise Refusal("--save=DIR is required")
         where = config.placement
         check_config(config)
+        compiling.check(where.compilation_cache)
         if flags.convert(given["dry_run"] or "", bool, False, "dry_run"):
             from giung2_ext.experiments import dry_run
 

@@ -6,7 +6,8 @@ XLA's estimate of its time, are preflight's to say.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,9 +15,12 @@ from etils import epath
 
 from giung2_ext.core import accounting, allocate, trees
 from giung2_ext.core import masks as masking
+from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import flags, imp, single
 from giung2_ext.experiments.building import rate_of
 from giung2_ext.experiments.config import Config
+from giung2_ext.experiments.evaluate import datasets_of
+from giung2_ext.experiments.feeding import is_streamed, load_source
 from giung2_ext.experiments.forecast import announced_source
 from giung2_ext.experiments.lottery import check_counts
 from giung2_ext.experiments.progress import clock
@@ -35,7 +39,7 @@ def gib(count: float) -> str:
 
 def describe(config: Config, save: str, chained: bool) -> list[str]:
     """Config, network, schedule, memory, storage and time, of train.py's run or imp.py's `chained` ones."""
-    folder, given, members = epath.Path(save), config.seed, 1
+    folder, given, members = epath.Path(save), config, 1
     if chained:
         members = imp.side_by_side(config)
         config, _, planned = imp.prepare(config, folder, start=False)
@@ -50,24 +54,29 @@ def describe(config: Config, save: str, chained: bool) -> list[str]:
     if chained:
         check_counts(config, masking.dense(drawn.shapes, config.masks.prunable))
     new = records.recorded_recipe(runs[0].folder) is None
-    seed = "drawn at the start" if given is None and new else config.seed
+    told: dict[str, Any] = {"feed.augment": runs[0].config.feed.augment}
+    if given.seed is None and new:
+        told["seed"] = "drawn at the start"
+    if given.precision is None and new and given.mixed_precision:
+        told["precision"] = f"{config.precision} here, by the devices elsewhere"
     steps = sum(run.config.optim.ni for run in runs)
     return [
-        f"{len(runs)} run{'s' * (len(runs) > 1)} in {save}, {done} of them finished, of {steps:,} steps "
-        f"together, on {describe_devices(config, members > 1)}; nothing is done",
-        *_fields(config, seed),
+        f"{len(runs)} run{'s' * (len(runs) > 1)} in {save}, {done or 'none'} of them finished, of "
+        f"{steps:,} steps together, on {describe_devices(config, members > 1)}; nothing is done",
+        *_fields(config, told),
         *_network(drawn, config),
         *(_cycles(drawn, config) if chained else ()),
         *_schedule(config, drawn),
         *_memory(drawn, config),
         *_storage(drawn, runs),
+        *_data(config),
         *_time(drawn, runs),
     ]
 
 
-def _fields(config: Config, seed: int | str | None) -> Iterator[str]:
+def _fields(config: Config, told: Mapping[str, Any]) -> Iterator[str]:
     yield "config:"
-    for name, value in (flags.fields(config) | {"seed": seed}).items():
+    for name, value in {**flags.fields(config), **told}.items():
         yield f"  {name} = {json.dumps(value)}"
 
 
@@ -133,9 +142,24 @@ def _storage(drawn: Blueprint, runs: Sequence[Run]) -> Iterator[str]:
     count = sum(tickets_of(run.config) for run in runs)
     states = max(run.config.placement.keep_states for run in runs) * _state_bytes(drawn)
     yield (
-        f"storage: at most {count:,} tickets of {gib(each)}, {gib(count * each)} in all, and {gib(states)} "
-        "of resumable states while they are needed"
+        f"storage: at most {count:,} tickets (best, last and periodic ones) of {gib(each)}, "
+        f"{gib(count * each)} in all, and {gib(states)} of resumable states while they are needed"
     )
+
+
+def _data(config: Config) -> Iterator[str]:
+    """Whether streamed images are here; the machine that trains may be another."""
+    if not is_streamed(config.data.name):
+        return
+    try:
+        source = load_source(config)
+    except Refusal as error:
+        yield f"images: not on this machine; {error}"
+        return
+    yield "images: " + "; ".join(source.about[split] for split in source.splits if split in source.about)
+    told: list[str] = []
+    datasets_of(config, told.append)
+    yield from (f"  {line}" for line in told)
 
 
 def tickets_of(config: Config) -> int:

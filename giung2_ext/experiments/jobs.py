@@ -6,6 +6,7 @@ it into the queue again. This module imports no JAX: it is loaded next to every 
 """
 
 import contextlib
+import glob
 import os
 import pathlib
 import shlex
@@ -117,6 +118,8 @@ class Here:
                 f"--jobs={at_once} runs at once with --gpus={gpus} each need {gpus * at_once} devices, and "
                 f"CUDA_VISIBLE_DEVICES={self.visible} names {len(named)}: take a smaller --jobs"
             )
+        if gpus and not named and not glob.glob("/dev/nvidia[0-9]*"):
+            raise Refusal(f"--gpus={gpus}: this machine has no NVIDIA GPU; leave it out")
         self.devices = named or [str(i) for i in range(gpus * at_once)]
         self.executor = _submitit().LocalExecutor(folder=folder)
         self.executor.update_parameters(timeout_min=NO_END)

@@ -7,18 +7,21 @@ from etils import epath
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments.config import Config
-from giung2_ext.storage import paths, tickets
+from giung2_ext.storage import events, paths, tickets
 from giung2_ext.training import processes
 
 
 def check_place(folder: epath.Path, config: Config) -> None:
     """Refuses a folder that cannot hold what is asked for."""
-    for name in ("profile", "tensorboard", "wandb"):
-        if config.placement[name] and not paths.is_local(folder):
+    where = config.placement
+    processes.agree(lambda: paths.check_folder(folder))
+    for name in ("profile", *events.PACKAGES):
+        if where[name] and not paths.is_local(folder):
             raise Refusal(
                 f"config.placement.{name} writes files that grow, which an object store has not: leave it "
                 f"out, or choose a --save on a disk (it is {folder})"
             )
+    processes.agree(lambda: events.check([name for name in events.PACKAGES if where[name]]))
     processes.agree(lambda: tickets.refuse_inside(folder))
 
 

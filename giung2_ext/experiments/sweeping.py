@@ -234,6 +234,6 @@ def _stoppable() -> Iterator[None]:
 
 def _left(error: KeyboardInterrupt, cluster: str | None) -> Stopped:
     jobs_left = "the jobs are left to SLURM" if cluster == "slurm" else "what ran was told to save"
-    stopped = Stopped(f"{error or 'interrupted'}; {jobs_left}; the same command goes on")
+    stopped = Stopped(f"{str(error) or 'interrupted'}; {jobs_left}; the same command goes on")
     stopped.status = Stopped.status if isinstance(error, Stopped) else 130
     return stopped

@@ -39,7 +39,7 @@ class Standing(NamedTuple):
     density: float | None = None
     seen: float | None = None  # when it last wrote something, in seconds since 1970
     holder: str | None = None  # who works on it now
-    command: str | None = None  # that goes on with it
+    command: str | None = None  # that goes on with what is not finished; of a chain's runs the chain's does
     processes: int = 1  # each of which is to be started with that command
     runs: tuple["Standing", ...] = ()
 
@@ -108,7 +108,7 @@ def _run(
         density=density,
         seen=last_seen(folder, names),
         holder=holder,
-        command=command_of(sessions[-1], folder) if sessions else None,
+        command=command_of(sessions[-1], folder) if sessions and result is None else None,
         processes=processes_of(sessions),
     )
 

@@ -180,9 +180,9 @@ def _chain(root: epath.Path, members: Sequence[Found]) -> Standing:
         density=next((run.density for run in judged if run.density is not None), None),
         seen=max((time for time in times if time is not None), default=None),
         holder=holder,
-        command=command_of(session, root),
+        command=None if finished else command_of(session, root),
         processes=processes_of([session]),
-        runs=tuple(runs[name] for name in sorted(runs)),
+        runs=tuple(runs[name]._replace(command=None) for name in sorted(runs)),  # the chain's goes on
     )
 
 

@@ -1,5 +1,6 @@
 """What is written of metrics for others to draw: TensorBoard's event files, runs of Weights & Biases."""
 
+import importlib.util
 import os
 import sys
 import uuid
@@ -12,6 +13,7 @@ from giung2_ext.core.errors import Refusal
 from giung2_ext.storage import paths
 
 Rows = Sequence[Mapping[str, Any]]
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # by the field that asks for them
 DRAWN = ("accuracy", "loss", "kept", "skipped_steps")  # of a row, where it has them
 
 
@@ -24,16 +26,19 @@ def _series(row: Mapping[str, Any]) -> dict[str, float]:
     return {f"{row['split']}/{name}": row[name] for name in DRAWN if name in row}
 
 
-def _missing(name: str, package: str) -> Refusal:
-    return Refusal(f"config.placement.{name} needs {package}: pip install 'giung2_ext[{name}]'")
+def check(names: Sequence[str]) -> None:
+    """Refuses what needs a package that is not there."""
+    for name in names:
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            raise Refusal(
+                f"config.placement.{name} needs {PACKAGES[name]}: pip install 'giung2_ext[{name}]'"
+            )
 
 
 def tensorboard(folder: epath.Path, step: int) -> Sink:
     """Event files in the run's folder; what an earlier process wrote of later steps is not drawn."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise _missing("tensorboard", "tensorboardX") from None
+    from tensorboardX import SummaryWriter
+
     events = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=step + 1)
 
     def write(rows: Rows) -> None:
@@ -51,10 +56,8 @@ def wandb(folder: epath.Path, project: str, recipe: Mapping[str, Any]) -> Sink:
     WANDB_MODE=offline needs no network: `wandb sync` sends the files later. What was sent after the state
     that a killed run goes on from is sent twice, the same. Once it has begun it never ends a training.
     """
-    try:
-        import wandb as client
-    except ImportError:
-        raise _missing("wandb", "wandb") from None
+    import wandb as client
+
     place = folder / "wandb"
     mark = place / "id"
     if not mark.exists():

@@ -20,6 +20,7 @@ from giung2_ext.storage import leases, paths
 
 LOCK = leases.FILE
 TRIES, PAUSE = 5, 0.05  # seconds between them
+NOWHERE = (errno.ENOENT, errno.EPERM)  # what file systems of a kernel's own say
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
@@ -36,7 +37,7 @@ def locked(
             if not paths.is_local(folder):
                 held.enter_context(leases.held(folder, lease, say))
                 continue
-            folder.mkdir(parents=True, exist_ok=True)
+            _make(folder)
             file = held.enter_context(open(folder / LOCK, "a+"))
             if not _taken(file):
                 file.seek(0)
@@ -49,6 +50,15 @@ def locked(
             file.write(f"{os.getpid()} on {os.uname().nodename}")
             file.flush()
         yield
+
+
+def _make(folder: epath.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in NOWHERE:  # such as a full disk: to be mended, and gone on from
+            raise
+        raise Refusal(f"{folder} cannot be made ({error.strerror}): choose another --save") from error
 
 
 def _taken(file: TextIO) -> bool:

@@ -29,6 +29,18 @@ POINTER = "giung2-ext-pointer:"
 META = "ticket.json"  # of a ticket: lineage and counts
 
 
+def check_folder(path: epath.Path) -> None:
+    """Refuses a place that is no folder and cannot become one."""
+    buckets.check(path)
+    if not is_local(path) or path.is_dir():
+        return
+    above = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not above.is_dir():
+        raise Refusal(f"{path} cannot be a folder: {above} is a file")
+    if not os.access(above, os.W_OK):
+        raise Refusal(f"{path} cannot be made: no permission to write to {above}")
+
+
 def iteration(step: int) -> str:
     return f"iter_{step:06d}.ckpt"
 

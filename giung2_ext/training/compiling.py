@@ -10,8 +10,10 @@ import platform
 from collections import Counter
 
 import jax
+from etils import epath
 
 from giung2_ext.core.errors import Refusal
+from giung2_ext.storage import buckets, paths
 
 LEAST = 0.5  # seconds: what takes less is compiled again
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -36,19 +38,28 @@ def _machine() -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
+def check(where: str) -> None:
+    """Refuses what cannot be a folder."""
+    if where not in ("auto", "off"):
+        try:
+            paths.check_folder(epath.Path(where))
+        except Refusal as error:
+            raise Refusal(f"--compilation_cache: {error}; name a folder, auto or off") from error
+
+
 def keep(where: str) -> None:
     """`where` is a folder or bucket, `off`, or `auto`: what the environment says, or the user's cache."""
     if where == "off":
         jax.config.update("jax_enable_compilation_cache", False)
         return
     folder = where if where != "auto" else os.environ.get(VARIABLE) or default_folder()
-    if where == "auto" and folder == default_folder():
+    if buckets.is_local(folder):
         try:
             os.makedirs(folder, exist_ok=True)
-        except OSError:  # a home that cannot be written to: nothing is kept
-            return
-    elif where != "auto" and "://" not in where and os.path.exists(where) and not os.path.isdir(where):
-        raise Refusal(f"--compilation_cache={where} is a file: name a folder, auto or off")
+        except OSError as error:  # JAX would warn of every program
+            if where == "auto":  # a home that cannot be written to: nothing is kept
+                return
+            raise Refusal(f"--compilation_cache={where}: {error}; name a folder, auto or off") from error
     jax.config.update("jax_compilation_cache_dir", folder)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST)

@@ -3,18 +3,21 @@
 import json
 import math
 import re
+import sys
 
 import jax
 import numpy as np
 import pytest
 from conftest import parse
+from etils import epath
 from fakes import REPOSITORY
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec as P
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.experiments import forecast, places, preflight
+from giung2_ext.experiments import forecast, places, preflight, single
 from giung2_ext.experiments.settling import decide, decided
+from giung2_ext.storage import events
 from giung2_ext.training import chips
 
 DIGITS = f"--config={REPOSITORY / 'configs/imp/digits.py'}:smoke"
@@ -173,6 +176,9 @@ REFUSED = {
     ("train", "--grad_accum=7"): "can be cut into",
     ("train", "--mixed_precision", "--config.precision=float16"): "leave one of them out",
     ("train", "--profile=3", "--save=gs://bucket/run"): "writes files that grow",
+    ("train", "--save=s3://bucket/run"): "expected a directory or gs://BUCKET/FOLDER",
+    ("train", "--save=/etc/passwd/run"): "/etc/passwd is a file",
+    ("train", "--compilation_cache=s3://bucket"): "name a folder, auto or off",
     ("imp", "--mesh=data:2"): "have a device each",
     ("imp", "--config.chain.cycles=400"): "pruning_ratio",
 }
@@ -185,6 +191,19 @@ def test_a_dry_run_refuses_what_the_command_would(words, script, tmp_path):
         save = [] if any("--save" in flag for flag in flags) else [f"--save={tmp_path / 'd'}"]
         done = script(name, DIGITS, *save, *flags, *more)
         assert (done.returncode, REFUSED[words] in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(("field", "package"), events.PACKAGES.items())
+def test_what_needs_an_absent_package_is_refused_before_a_folder_is_made(
+    field, package, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    value = {"tensorboard": "true", "wandb": "project"}[field]
+    config = parse(DIGITS, f"--config.placement.{field}={value}")
+    for start in (True, False):  # False: --dry_run
+        with pytest.raises(Refusal, match=rf"placement\.{field} needs {package}: pip install"):
+            single.prepare(config, epath.Path(tmp_path) / "run", start)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_of_work_that_is_there_tells_its_seed_and_refuses_another_recipe(script, train, tmp_path):
@@ -201,7 +220,9 @@ def test_a_dry_run_counts_what_a_chain_stores(script, tmp_path):
     """Tickets of best and last of every run; no ticket is larger than it says."""
     words = (DIGITS, "--config.chain.trials=1", "--config.chain.arms=", "--config.chain.cycles=1")
     told = script("imp", *words, f"--save={tmp_path / 'd'}", "--dry_run").stdout
-    assert "at most 7 tickets of 0.2 MiB" in told  # the starting point's, the dense cycle's and 001's
+    assert (
+        "at most 7 tickets (best, last and periodic ones) of 0.2 MiB" in told
+    )  # the starting point's, the dense cycle's and 001's
     assert script("imp", *words, f"--save={tmp_path / 'd'}").returncode == 0
     sizes = [
         sum(f.stat().st_size for f in ticket.iterdir()) for ticket in (tmp_path / "d").rglob("tickets/*")

@@ -1,6 +1,7 @@
 """Many runs from one command: what they are, what is refused, and that nothing is lost or done twice."""
 
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -191,6 +192,10 @@ def test_runs_of_this_machine_get_devices_of_their_own_and_all_that_fit_run_at_o
     with pytest.raises(Refusal, match="each need 6 devices, and CUDA_VISIBLE_DEVICES=4,5,6,7 names 4"):
         jobs.Here(tmp_path / "jobs", 3, 2)
     assert jobs.Here(tmp_path / "jobs", 1, 0)._devices_of(0) == "4,5,6,7"  # as they are
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if not list(pathlib.Path("/dev").glob("nvidia[0-9]*")):
+        with pytest.raises(Refusal, match="--gpus=1: this machine has no NVIDIA GPU"):
+            jobs.Here(tmp_path / "jobs", 1, 1)
 
 
 def test_what_runs_when_a_sweep_is_left_is_told_to_save(tmp_path):

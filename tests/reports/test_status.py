@@ -112,8 +112,19 @@ def test_the_command_is_the_recorded_one_with_the_folder_where_it_is_now(save, t
     assert only(save).command == command.replace("run", "moved")
     lines = status.text(status.survey(save), 0.0).splitlines()
     assert lines[1].strip() == only(save).command
-    make_run(save / "relative", done=True, save="../elsewhere/relative")
+    make_run(save / "relative", save="../elsewhere/relative")
     assert status.survey(save)[1].command.endswith(f"--save={os.path.realpath(save / 'relative')}")
+
+
+def test_what_is_finished_and_the_runs_of_a_chain_have_no_command_of_their_own(save):
+    make_run(save / "run", done=True)
+    assert only(save).command is None
+    make_chain(save / "chain", cycles=2)
+    chain, _ = status.survey(save)
+    assert chain.command
+    assert {run.command for run in chain.runs} == {None}
+    make_chain(save / "chain", done=True)
+    assert status.survey(save)[0].command is None
 
 
 def damage(name, content):

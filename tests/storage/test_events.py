@@ -1,12 +1,9 @@
 """What others are told of metrics, read back by their own means."""
 
-import sys
-
 import pytest
 from etils import epath
 from fakes import tensorboard_events
 
-from giung2_ext.core.errors import Refusal
 from giung2_ext.storage import events, records
 
 ROWS = [
@@ -22,17 +19,6 @@ WANTED = {
 @pytest.fixture
 def folder(tmp_path):
     return epath.Path(tmp_path) / "save/run"
-
-
-@pytest.mark.parametrize(
-    ("name", "module", "words"),
-    [("tensorboard", "tensorboardX", (0,)), ("wandb", "wandb", ("project", {}))],
-)
-def test_without_its_package_it_is_refused_with_the_remedy(name, module, words, folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(Refusal, match=rf"placement\.{name} needs {module}: pip install"):
-        getattr(events, name)(folder, *words)
-    assert not folder.exists()
 
 
 def logged(content):

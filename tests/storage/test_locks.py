@@ -51,6 +51,14 @@ def run(tmp_path):
     return epath.Path(tmp_path) / "save/run"
 
 
+def test_where_no_folder_can_be_is_said():
+    with (
+        pytest.raises(Refusal, match=r"/proc/run cannot be made \(No such file or directory\)"),
+        locked([epath.Path("/proc/run")]),
+    ):
+        pass
+
+
 def is_free(folder):
     try:
         with locked([folder]):
