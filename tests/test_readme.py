@@ -3,11 +3,13 @@
 import re
 
 import jax
+import pytest
 from fakes import REPOSITORY
 
 from giung2_ext.core import masks as masking
 
-README = (REPOSITORY / "README.md").read_text()
+PAGES = [REPOSITORY / name for name in ("README.md", "scripts/README.md", "configs/README.md")]
+README = PAGES[0].read_text()
 
 
 def block(name):
@@ -28,15 +30,28 @@ def test_a_method_runs_in_the_plain_loop_of_the_readme():
     assert masking.overlap(masks, scope["start"]) < 0.9
 
 
-def test_no_number_is_missing():
-    assert not re.search(r"MEASURED|NEWEST|TODO|^BENCHMARKS", README, re.MULTILINE)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_no_number_is_missing_and_what_is_named_exists(page):
+    text = page.read_text()
+    assert not re.search(r"MEASURED|NEWEST|TODO|^BENCHMARKS", text, re.MULTILINE)
+    for name in re.findall(r"(?:scripts|configs)/[\w/]+\.py", text):
+        assert (REPOSITORY / name).exists(), name
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        place, _, anchor = target.partition("#")
+        linked = page.parent / place if place else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked.read_text()), target
+
+
+def anchors(text):
+    """Those that a reader of Markdown makes of its headings."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_no_number_of_a_config_is_missing():
     for path in (REPOSITORY / "configs").rglob("*.py"):
         assert "MEASURED" not in path.read_text(), path
-
-
-def test_the_commands_name_scripts_and_configs_that_exist():
-    for name in re.findall(r"(?:scripts|configs)/[\w/]+\.py", README):
-        assert (REPOSITORY / name).exists(), name
 
 
 def test_ci_finds_the_readmes_own_commands():

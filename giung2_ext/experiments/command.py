@@ -60,7 +60,7 @@ def _of_a_store(error: Exception) -> str:
     """What gcsfs, which reads gs:// for epath, says in its own way; nothing of other errors."""
     said = (str(error).splitlines() or [""])[0]
     if isinstance(error, ImportError) and "gcsfs" in said:
-        return "gs:// needs gcsfs: pip install 'giung2_ext[gcs]'"
+        return "gs:// needs gcsfs: pip install -e '.[gcs]'"
     if type(error).__module__.startswith("aiohttp."):
         return f"the object store does not answer ({said[:300]}); once it does, the same command goes on"
     if type(error).__module__.startswith(("gcsfs.", "google.")) or said.startswith("Forbidden: "):

@@ -102,7 +102,7 @@ def _submitit() -> Any:
     try:
         import submitit
     except ImportError:
-        raise Refusal("sweeps need submitit: pip install 'giung2_ext[sweep]'") from None
+        raise Refusal("sweeps need submitit: pip install -e '.[sweep]'") from None
     return submitit
 
 

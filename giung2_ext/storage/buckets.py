@@ -43,7 +43,7 @@ def check(path: Any) -> None:
     if scheme != "gs" or not rest.strip("/"):
         raise Refusal(f"{path}: expected a directory or gs://BUCKET/FOLDER, got {scheme}://{rest}")
     if importlib.util.find_spec("gcsfs") is None:
-        raise Refusal(f"{path} is in an object store, which needs gcsfs: pip install 'giung2_ext[gcs]'")
+        raise Refusal(f"{path} is in an object store, which needs gcsfs: pip install -e '.[gcs]'")
 
 
 def _opened(path: epath.Path) -> tuple[Any, str]:

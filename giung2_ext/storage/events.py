@@ -30,9 +30,7 @@ def check(names: Sequence[str]) -> None:
     """Refuses what needs a package that is not there."""
     for name in names:
         if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise Refusal(
-                f"config.placement.{name} needs {PACKAGES[name]}: pip install 'giung2_ext[{name}]'"
-            )
+            raise Refusal(f"config.placement.{name} needs {PACKAGES[name]}: pip install -e '.[{name}]'")
 
 
 def tensorboard(folder: epath.Path, step: int) -> Sink:
