@@ -35,9 +35,8 @@ setup(
         "simplejpeg>=1.9",  # libjpeg-turbo, with its scaled decoding
         "opencv-python-headless>=4.10",
         "pillow>=11",  # what is no plain JPEG
-        "matplotlib>=3.9",
-        "altair>=6",  # the report's page: its charts,
-        "vl-convert-python>=1.9",  # their files and the library that draws them there,
+        "altair>=6",  # the report: its charts,
+        "vl-convert-python>=1.9",  # their files and the library that draws them on the page,
         "jinja2>=3.1",  # and the text around them
         "tqdm>=4.66",
     ],

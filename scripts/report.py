@@ -21,41 +21,11 @@ from etils import epath
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import command, examples
 from giung2_ext.experiments.flags import convert, parse_own
-from giung2_ext.reports import chain, gather, mask_history, page, standing
+from giung2_ext.reports import gather, report
 from giung2_ext.storage import paths
 
 OWN = {"against": None, "out": None, "watch": None, "data_root": None}
 EVERY = "30"
-
-
-def write_texts(folder, against):
-    """The page of text and its tables, where there is enough for them; otherwise why not."""
-    changed = mask_history.has_history(folder) and not paths.is_chain(folder)
-    if against and not changed:
-        raise Refusal(f"{folder} is a run whose mask was not changed by updates: it has no masks.jsonl")
-    if changed:
-        mask_history.write_report(folder, against)
-    elif paths.is_chain(folder):
-        chain.write_report(folder)
-
-
-def write(folders, out, against, watch, data_root):
-    problem = None
-    if len(folders) == 1:
-        try:
-            write_texts(folders[0], against)
-        except Refusal as error:
-            if against:
-                raise
-            problem = error
-        except standing.UNREADABLE as error:
-            problem = f"{type(error).__name__}: {error}"
-    written = page.write_page(folders, out, watch, examples.pictures(data_root))
-    if problem:
-        print(f"no report.md: {problem}")
-    for line in written.warnings:
-        print(f"Warning: {line}")
-    print(f"page: {written.folder / page.PAGE}, with {len(written.charts)} charts in figures/, tables/")
 
 
 def main():
@@ -75,13 +45,14 @@ def main():
     watch = convert(given["watch"], int, False, "watch") if given["watch"] else None
     if watch is not None and watch < 1:
         raise Refusal(f"--watch must be at least 1 second, got {watch}")
+    pictures = examples.pictures(given["data_root"])
     before = gather.signature(folders)
-    write(folders, out, given["against"], watch, given["data_root"])
+    report.write(folders, out, given["against"], watch, pictures, examples.names)
     while watch:
         time.sleep(watch)
         now = gather.signature(folders)
         if now != before:
-            write(folders, out, given["against"], watch, given["data_root"])
+            report.write(folders, out, given["against"], watch, pictures, examples.names)
             before = now
 
 

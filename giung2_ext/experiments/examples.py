@@ -1,16 +1,21 @@
-"""Pictures of the examples of a set, for a report; nothing where the data is not at hand."""
+"""Examples of a set, for a report: pictures where the data is at hand, and what classes are called."""
 
 import functools
 import io
 import json
-from collections.abc import Callable, Mapping
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+import giung2_ext.data.sources
+from giung2_ext.core import discovery
 from giung2_ext.core.errors import Refusal
-from giung2_ext.data import images
+from giung2_ext.data import classes, images
+from giung2_ext.experiments.feeding import KIND
 from giung2_ext.experiments.judging import Dataset, open_dataset
 
 SIDE = 96  # pixels, at most
@@ -35,6 +40,18 @@ def pictures(data_root: str | None) -> Callable[[Mapping[str, Any], str, int], b
         return jpeg(images.decode(image) if isinstance(image, bytes) else image)
 
     return picture
+
+
+def names(dataset: str) -> Sequence[str] | None:
+    """What the classes of a set are called, by label (ImageNet's by wnid); None: unknown."""
+    name = re.split("[:/]", dataset)[0]
+    if name.startswith("imagenet"):
+        return classes.WNIDS
+    try:
+        make = discovery.maker(giung2_ext.data.sources, KIND, name)
+    except Refusal:
+        return None
+    return getattr(sys.modules[make.__module__], "NAMES", None)
 
 
 def jpeg(pixels: np.ndarray) -> bytes:

@@ -197,10 +197,10 @@ def run_chain(config: Config, save: str) -> epath.Path:
     together = side_by_side(config) > 1
     story = Story(config, folder, planned, together)
     story.progress.line(describe(config, chains, together, folder))
+    check_counts(config, story.setups.dense_masks(planned[0].run.config))
     with contextlib.ExitStack() as open_until_done:
         lock = locks.locked(story.held, config.placement.lease, story.progress.line)
         processes.agree(lambda: open_until_done.enter_context(lock))
-        check_counts(config, story.setups.dense_masks(planned[0].run.config))
         story.run()
     return folder
 

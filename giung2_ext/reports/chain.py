@@ -1,16 +1,17 @@
-"""Reads a chain's folders and writes its report: tables, figures, and a page with both."""
+"""Reads a chain's folders and writes its report as text: tables, what they are, figures."""
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.reports import figures, lottery, results, tables
-from giung2_ext.storage import paths, predictions, records, tickets
+from giung2_ext.reports import charts, results, tables
+from giung2_ext.reports.charts import Chart
+from giung2_ext.storage import paths, predictions, records
 
 REPORT = paths.REPORT
 FAMILY = re.compile(r"imagenet[^:]*")  # a colon names another split
@@ -67,37 +68,6 @@ def read_judged(folder: epath.Path, digest: str) -> dict[str, dict[str, Any]]:
     return {scores["dataset"]: scores for scores in found if FAMILY.fullmatch(scores["dataset"])}
 
 
-def read_masks(points: list[Point]) -> tuple[dict[tuple[int, int], Any], list[str]]:
-    """{(trial, cycle): masks} of the tickets, without the arms, and what could not be read."""
-    masks, warnings = {}, []
-    for p in points:
-        if p.arm == "":
-            try:
-                masks[p.trial, p.cycle] = tickets.read_ticket(p.best).masks
-            except Refusal as error:
-                warnings.append(f"Warning: a ticket is left out of the overlap: {error}.")
-    return masks, warnings
-
-
-def read_instability(folder: epath.Path, points: list[Point]) -> dict[str, Any] | None:
-    """What was found on tickets that the chain still has; `left_out` counts the other rows."""
-    found = records.read_json(folder / paths.INSTABILITY)
-    if found:
-        known = {p.result["tickets"]["last"] for p in points}
-        rows = [row for row in found["rows"] if row["a"] in known]
-        found |= {"rows": rows, "left_out": len(found["rows"]) - len(rows)}
-    return found
-
-
-def read_chance(points: list[Point]) -> float | None:
-    """Accuracy of a guess in percent, where a ticket says how many classes there are."""
-    try:
-        classes = tickets.read_meta(points[0].best).get("num_classes")
-    except Refusal:
-        return None
-    return 100 / classes if classes else None
-
-
 def notes(points: list[Point]) -> list[str]:
     """What the numbers are: split, selection, denominators, spread."""
     result = points[0].result
@@ -117,7 +87,7 @@ def notes(points: list[Point]) -> list[str]:
         "FLOPs, of the first trial, count products with kept weights, forwards, and backwards in training; "
         "of finding: all trainings up to this ticket's, the rewind point's too, in dense trainings.",
         f"± is the standard deviation (n - 1) over {trials} trials; bars in the figures of early stops, "
-        "curves, starts and instability reach from the lowest to the highest of them."
+        "curves and instability reach from the lowest to the highest of them."
         if trials > 1
         else "One trial: no spread.",
     ]
@@ -184,14 +154,16 @@ def write_tables(found: Mapping[str, tables.Table], report: epath.Path) -> str:
     return "\n\n".join(texts)
 
 
-def write_report(folder: epath.Path | str) -> epath.Path:
-    """Writes the report of a chain and prints its table and where everything is."""
+def write_report(
+    folder: epath.Path | str, drawn: Sequence[Chart] = (), warned: Sequence[str] = ()
+) -> epath.Path:
+    """Writes the report of a chain as text, with what was drawn and warned of, and prints its table."""
     folder = epath.Path(folder)
     name = os.path.basename(os.path.abspath(folder))
     points = read_chain(folder)
     report = folder / REPORT
-    (report / "figures").mkdir(parents=True, exist_ok=True)
-    instability = read_instability(folder, points)
+    report.mkdir(parents=True, exist_ok=True)
+    instability = results.read_instability(folder, {p.result["tickets"]["last"] for p in points})
     found = {"table": tables.chain_table(points), "shifts": tables.shift_table(points)}
     if instability:
         found["instability"] = tables.instability_table(instability)
@@ -203,26 +175,10 @@ def write_report(folder: epath.Path | str) -> epath.Path:
     rows["test_acc"] = results.measurements_table(points, curves, name)
     for kind, cells in rows.items():
         paths.write_bytes(report / f"{kind}.csv", tables.write_csv(cells).encode())
-    masks, warnings = read_masks(points)
-    pictures = figures.pictures(points, masks)
-    pictures |= lottery.pictures(points, curves, instability, read_chance(points))
-    drawn = figures.draw_all(pictures, report / "figures")
-    explained = [*notes(points), *shift_notes(points), *instability_notes(instability), *warnings]
-    body = [
-        f"# {name}",
-        "",
-        markdown,
-        "",
-        *filter(None, [priced]),
-        "",
-        *(f"- {line}" for line in explained),
-        "",
-    ]
-    body += [f"![{key}](figures/{key}.png)\n\n{pictures[key].caption}\n" for key in drawn]
+    explained = [*notes(points), *shift_notes(points), *instability_notes(instability)]
+    body = [f"# {name}", "", markdown, "", *filter(None, [priced]), ""]
+    told = [*explained, *(f"Warning: {line}" for line in warned)]
+    body += [*(f"- {line}" for line in told), "", *map(charts.markdown, drawn)]
     paths.write_bytes(report / "report.md", "\n".join(body).encode())
     print("\n" + markdown + "\n\n" + "\n".join(explained) + "\n")
-    told = f", figures/ ({', '.join(drawn)})" if drawn else "; no figures: matplotlib is missing"
-    written = "report.md, table.md, table.csv, table.tex, runs.csv, results.csv, test_acc.csv"
-    written += ", costs.md" if priced else ""
-    print(f"report: {report}/ with {written}{told}")
     return report

@@ -78,7 +78,11 @@ class Chart(NamedTuple):
 
     @property
     def whole(self) -> Row:
-        return self.spec | {"datasets": {"rows": self.rows}, "config": THEMES["light"]}
+        return self.spec | {"datasets": {"rows": self.rows}, "config": THEMES["light"], "padding": 12}
+
+
+def markdown(chart: Chart) -> str:
+    return f"![{chart.name}](figures/{chart.name}.png)\n\n{chart.caption}\n"
 
 
 def made(
@@ -128,16 +132,31 @@ def panels(rows: Sequence[Row], field: str = "panel") -> Any:
     return alt.Facet(f"{field}:N", title=None, sort=list(dict.fromkeys(r[field] for r in rows)))
 
 
-def by_density(rows: list[Row], title: str, zero: bool = False) -> Any:
-    """Lines with points and bars against density, a panel for each `panel`."""
+def by_density(rows: list[Row], title: str | None, zero: bool = False) -> Any:
+    """Lines against density, a panel for each `panel`."""
+    return lines(rows, density_axis(rows), title, zero=zero)
+
+
+def along(rows: list[Row], x: str, titles: tuple[str, str | None], **scale: Any) -> Any:
+    """Lines against a number, a panel for each `panel`; `scale` is the vertical one's."""
+    return lines(rows, alt.X(f"{x}:Q", title=titles[0]), titles[1], **scale)
+
+
+def lines(rows: list[Row], x: Any, title: str | None, **scale: Any) -> Any:
+    """With points and bars where a row has `low` and `high`."""
     colour, dash, shape = styled(rows)
     pick = alt.selection_point(fields=["series"], bind="legend")
     faded = alt.condition(pick, alt.value(1), alt.value(0.12))
-    base = alt.Chart().encode(x=density_axis(rows), color=colour, opacity=faded)
-    y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=zero))
-    line = base.mark_line(strokeWidth=1.6).encode(y=y, strokeDash=dash, detail="series:N")
-    bars = base.mark_rule().encode(y=alt.Y("low:Q", title=title), y2="high:Q")
-    points = base.mark_point(size=46, filled=True).encode(y=y, shape=shape, tooltip=tooltips(rows))
+    base = alt.Chart().encode(x=x, color=colour, opacity=faded)
+    across = lambda field: alt.Y(f"{field}:Q", title=title, scale=alt.Scale(**scale))  # noqa: E731
+    clip = "domain" in scale  # else a point at the edge is cut in half
+    there = base.transform_filter("isValid(datum.low)")
+    line = base.mark_line(strokeWidth=1.6, clip=clip).encode(
+        y=across("value"), strokeDash=dash, detail="series:N"
+    )
+    bars = there.mark_rule(clip=clip).encode(y=across("low"), y2="high:Q")
+    points = there.mark_point(size=46, filled=True, clip=clip)
+    points = points.encode(y=across("value"), shape=shape, tooltip=tooltips(rows))
     layered = alt.layer(bars, line, points.add_params(pick), data=source()).properties(
         width=310, height=230
     )
@@ -146,12 +165,19 @@ def by_density(rows: list[Row], title: str, zero: bool = False) -> Any:
 
 
 def heat(
-    rows: list[Row], x: str, y: str, value: str, titles: tuple[str, str, str], log: bool = False
+    rows: list[Row],
+    x: str,
+    y: str,
+    value: str,
+    titles: tuple[str, str, str],
+    log: bool = False,
+    facet: str = "series",
 ) -> Any:
-    """A map of cells, a panel for each series; the number in each cell where there is room for it."""
+    """A map of cells, a panel for each `facet`; the number in each cell where there is room for it."""
     xs, ys = len({r[x] for r in rows}), len({r[y] for r in rows})
     scale = alt.Scale(type="log" if log else "linear", scheme="viridis")
-    where = {"x": alt.X(f"{x}:O", title=titles[0]), "y": alt.Y(f"{y}:N", title=titles[1], sort=None)}
+    across = alt.X(f"{x}:O", title=titles[0], axis=alt.Axis(labelOverlap=True))
+    where = {"x": across, "y": alt.Y(f"{y}:N", title=titles[1], sort=None)}
     base = alt.Chart().encode(**where)
     colour = alt.Color(f"{value}:Q", scale=scale, title=titles[2], legend=alt.Legend(gradientLength=200))
     cells = [base.mark_rect().encode(color=colour, tooltip=tooltips(rows))]
@@ -161,9 +187,9 @@ def heat(
         cells.append(
             base.mark_text(fontSize=9).encode(text=alt.Text(f"{value}:Q", format=".2~f"), color=ink)
         )
-    size = {"width": max(120, 28 * xs), "height": max(60, (22 if ys <= 24 else 11) * ys)}
+    size = {"width": min(max(120, 28 * xs), 760), "height": max(60, (22 if ys <= 24 else 11) * ys)}
     layered = alt.layer(*cells, data=source()).properties(**size)
-    return layered.facet(facet=panels(rows, "series"), columns=1)
+    return layered.facet(facet=panels(rows, facet), columns=1)
 
 
 def curves(rows: list[Row]) -> Any:

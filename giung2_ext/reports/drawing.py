@@ -1,13 +1,16 @@
 """Which charts a report has, from the rows of its runs, and what the lines below them say."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from giung2_ext.reports import charts, measure, published, summary
+from giung2_ext.reports import charts, lottery, mask_history, measure, published, results, summary
+from giung2_ext.reports.chain import Point
 from giung2_ext.reports.charts import Chart
 from giung2_ext.reports.gather import Gathered, Reader, Row
 from giung2_ext.reports.tables import SHIFTS
+from giung2_ext.storage import paths, records
 
 BASE = "imagenet2012"
 
@@ -15,7 +18,11 @@ BASE = "imagenet2012"
 def draw(gathered: Gathered, cycles: Sequence[Row], judged: Sequence[Row], reader: Reader) -> list[Chart]:
     """Every chart that there is something for."""
     masks = measure.masks_of(gathered, reader)
-    found = [accuracy(cycles), shifts(judged), robustness(judged), learning(gathered, reader)]
+    found = [accuracy(cycles, gathered), shifts(judged), robustness(judged), learning(gathered, reader)]
+    own = chains(gathered, reader)
+    found += [lottery.early_stops(own), lottery.curves(own)]
+    found += reader.read(paths.INSTABILITY, lambda: lottery.instability(own), [])
+    found += masks_over_time(gathered, reader)
     found += [layers(gathered), *overlaps(gathered, masks), weights(gathered, masks, reader)]
     found += [reliability(gathered, reader), calibration(judged), lineage(gathered)]
     return [chart for chart in found if chart is not None]
@@ -44,9 +51,15 @@ def averaged(rows: Sequence[Row], value: str, ends: tuple[str, str] | None, pane
     return found
 
 
-def accuracy(cycles: Sequence[Row]) -> Chart | None:
+def accuracy(cycles: Sequence[Row], gathered: Gathered) -> Chart | None:
     rows = averaged(cycles, "test", ("test_low", "test_high"), "trained")
-    rows += averaged(cycles, "start", None, "before the first step")
+    untrained = averaged(cycles, "start", None, "before the first step")
+    rows += untrained
+    classes = {run.meta.get("num_classes") for run in gathered.shown if run.result}
+    if len(classes) == 1 and (count := classes.pop()):
+        guess = {"series": "chance", "value": 100 / count, "low": None, "high": None, "trials": None}
+        by_cycle = {row["cycle"]: row | guess for row in untrained}
+        rows += by_cycle.values()
     caption = (
         "Test accuracy of the selected ticket, and of the same ticket before its first step, "
         f"against the kept part of the prunable weights; {spread(cycles)}, of one trial the 95% "
@@ -101,6 +114,53 @@ def robustness(judged: Sequence[Row]) -> Chart | None:
         f"published line is more robust than its accuracy explains. {published.ABOUT}."
     )
     return charts.made("robustness", "Effective robustness", caption, rows, charts.scatter)
+
+
+def chains(gathered: Gathered, reader: Reader) -> dict[str, lottery.Chain]:
+    """The finished cycles of every chain, by its name where there are several."""
+    runs = [run for run in gathered.shown if not run.place.plain]
+    several, found = len(gathered.names) > 1, {}
+    for name in dict.fromkeys(run.place.run for run in runs):
+        own = [run for run in runs if run.place.run == name and run.result]
+        points = [Point(r.place.trial, r.place.arm, r.cycle, r.place.folder, dict(r.result)) for r in own]
+        if points:
+            root, lasts = own[0].place.root, {run.result["tickets"].get("last") for run in own}
+            curves = reader.read(f"{root}: {records.METRICS}", lambda p=points: results.read_curves(p), {})
+            unstable = reader.read(
+                f"{root / paths.INSTABILITY}", lambda r=root, t=lasts: results.read_instability(r, t), None
+            )
+            found[name if several else ""] = lottery.Chain(points, curves, unstable)
+    return found
+
+
+def masks_over_time(gathered: Gathered, reader: Reader) -> list[Chart | None]:
+    """Of runs whose mask changed while they trained."""
+    layers: list[Row] = []
+    moves: list[Row] = []
+    for run in gathered.shown:
+        moved = run.place.folder / records.MOVES
+        if run.place.plain and moved.exists() and run.counts.get("layers"):
+            drawn = reader.read(f"{moved}", lambda run=run: mask_history.rows_of(run), ([], []))
+            layers += drawn[0]
+            moves += drawn[1]
+    few = len({row["series"] for row in layers}) <= len(charts.SHAPES)
+    titles = ("step", "density of the layer")
+
+    def build(rows: list[Row]) -> Any:
+        if few:
+            return charts.along(rows, "step", titles, type="log")
+        return charts.heat(rows, "step", "series", "value", ("step", "layer", "density"), True, "panel")
+
+    kept = "Kept part of every layer's weights at each update of the mask, and of all of them together."
+    new = (
+        "What part of the mask each update brought in, and which part of all prunable weights is kept, or "
+        "was kept by any mask so far."
+    )
+    lines = lambda r: charts.along(r, "step", ("step", None), zero=True)  # noqa: E731
+    return [
+        charts.made("layers_over_time", "Density of every layer over time", kept, layers, build),
+        charts.made("moves", "What moved at every update", new, moves, lines),
+    ]
 
 
 def learning(gathered: Gathered, reader: Reader) -> Chart | None:

@@ -15,12 +15,16 @@ from etils import epath
 
 from giung2_ext.core import accounting, trees
 from giung2_ext.core.errors import Refusal
-from giung2_ext.reports import figures, tables
+from giung2_ext.reports import charts, tables
+from giung2_ext.reports.charts import Chart
+from giung2_ext.reports.gather import Row, Run
 from giung2_ext.storage import paths, records, tickets
 
 REPORT = paths.REPORT
 LEFT_OUT = 0.1  # of the energy
 FEW = 12  # rows of updates in the text
+POINTS = 40  # of a line, at most
+LEAST = 1e-5  # what an empty layer is drawn as, on a logarithmic scale
 
 
 class Layer(NamedTuple):
@@ -167,79 +171,58 @@ def notes(history: History, result: Mapping[str, Any], against: str | None) -> l
     return lines
 
 
-def pictures(history: History) -> dict[str, figures.Picture]:
-    return {
-        "layers_over_time": figures.Picture(
-            lambda figure: draw_layers(figure, history), "Density of every layer over time.", (7.2, 4.6)
-        ),
-        "moves": figures.Picture(
-            lambda figure: draw_moves(figure, history),
-            "What moved at every update, and what was ever kept.",
-            (9, 4),
-        ),
-    }
+def rows_of(run: Run) -> tuple[list[Row], list[Row]] | None:
+    """Of a run, finished or not: its layers over time, and its moves; None before its first update."""
+    rows = records.read_moves(run.place.folder)
+    if not rows:
+        return None
+    history = read_history(rows, {name: size for name, (_, size) in run.counts["layers"].items()})
+    return layer_rows(history, run.series), move_rows(history, run.series)
 
 
-def _time_axis(axes: Any, history: History) -> None:
-    axes.set_xlim(0, history.steps[-1])
-    axes.set_xlabel("step")
-    axes.grid(alpha=0.3)
+def line(history: History, values: np.ndarray, first: int = 0) -> list[Row]:
+    """At most POINTS of its updates, the first and the last among them; every third has a point."""
+    last = len(history.steps) - 1
+    drawn = sorted({first + round(i * (last - first) / (POINTS - 1)) for i in range(POINTS)})
+    return [
+        {"step": int(history.steps[i]), "value": float(values[i])}
+        | dict.fromkeys(("low", "high"), None if k % 3 else float(values[i]))
+        for k, i in enumerate(drawn)
+    ]
 
 
-def draw_layers(figure: Any, history: History) -> None:
-    """Lines of few layers; of many a map, layers from the first to the last, colour the density."""
-    axes = figure.subplots()
-    shares = {name: layer.kept / layer.size for name, layer in history.layers.items()}
-    if len(shares) <= len(figures.STYLES):
-        for (_, line, colour), (name, share) in zip(figures.STYLES, shares.items(), strict=False):
-            axes.plot(history.steps, share, ls=line, color=colour, label=name.removesuffix("/kernel"))
-        total = history.total("kept") / history.size
-        axes.plot(history.steps, total, color="0.5", lw=1, label="whole network")
-        axes.set_yscale("log")
-        axes.set_ylabel("density of the layer")
-        _time_axis(axes, history)
-        axes.legend(frameon=False, fontsize=9)
-    else:
-        from matplotlib.colors import LogNorm
-
-        grid = np.array(list(shares.values()))
-        low = max(float(grid[grid > 0].min()), 1e-4)
-        ends = [*history.steps, 2 * history.steps[-1] - history.steps[-2]]
-        places = np.arange(len(shares) + 1) - 0.5
-        image = axes.pcolormesh(ends, places, np.maximum(grid, low), norm=LogNorm(low, 1), cmap="viridis")
-        axes.invert_yaxis()
-        axes.set_xlabel("step")
-        axes.set_ylabel("layer, in the order of names")
-        figure.colorbar(image, ax=axes, label="density of the layer")
-    axes.set_title("Where the kept weights are", fontsize=10)
+def layer_rows(history: History, name: str) -> list[Row]:
+    """Density of every layer over time, and of the whole."""
+    shares = {"whole network": history.total("kept") / history.size}
+    shares |= {n.removesuffix("/kernel"): layer.kept / layer.size for n, layer in history.layers.items()}
+    return [
+        {"panel": name, "series": layer} | row
+        for layer, share in shares.items()
+        for row in line(history, np.maximum(share, LEAST))
+    ]
 
 
-def draw_moves(figure: Any, history: History) -> None:
-    """Left: the part of the mask that is new. Right: what was ever kept, and what is."""
-    left, right = figure.subplots(1, 2)
-    moved = churn(history.total("grown"), history.total("kept"))
-    left.plot(history.steps[1:], 100 * moved[1:], ".-", ms=3, lw=0.8, color=figures.STYLES[0][2])
-    left.set_ylim(bottom=0)
-    left.set_ylabel("new in the mask (%)")
-    left.set_title("Moved at every update", fontsize=10)
-    for field, label, (_, line, colour) in zip(
-        ("ever", "kept"), ("ever kept", "kept"), figures.STYLES, strict=False
-    ):
-        right.plot(history.steps, history.total(field) / history.size, ls=line, color=colour, label=label)
-    right.set_ylim(0, 1.02)
-    right.set_ylabel("part of all prunable weights")
-    right.set_title("Explored", fontsize=10)
-    right.legend(frameon=False, fontsize=9)
-    for axes in (left, right):
-        _time_axis(axes, history)
+def move_rows(history: History, name: str) -> list[Row]:
+    """Percent of the mask that an update brought in; part of the weights that is kept, or ever was."""
+    new = 100 * churn(history.total("grown"), history.total("kept"))
+    found = {("new in the mask (%)", "new"): new}
+    for field, label in (("kept", "kept"), ("ever", "ever kept")):
+        found["part of the prunable weights", label] = history.total(field) / history.size
+    return [
+        {"panel": f"{name}: {panel}", "run": name, "series": label} | row
+        for (panel, label), values in found.items()
+        for row in line(history, values, first=label == "new")  # the starting mask is no update
+    ]
 
 
 def has_history(folder: epath.Path) -> bool:
     return (folder / records.MOVES).exists()
 
 
-def write_report(folder: epath.Path | str, against: str | None = None) -> epath.Path:
-    """Writes the report of one finished run and prints its tables and where everything is."""
+def write_report(
+    folder: epath.Path | str, against: str | None = None, drawn: Sequence[Chart] = ()
+) -> epath.Path:
+    """Writes the report of one finished run as text, with its figures, and prints its tables."""
     folder = epath.Path(folder)
     result, rows = records.read_result(folder), records.read_moves(folder)
     if result is None:
@@ -255,19 +238,15 @@ def write_report(folder: epath.Path | str, against: str | None = None) -> epath.
     if other is not None:
         check_denser(history, other, against)
     report = folder / REPORT
-    (report / "figures").mkdir(parents=True, exist_ok=True)
+    report.mkdir(parents=True, exist_ok=True)
     updates = update_table(history)
     found = {"layers": layer_table(history, own, other), "updates": some_rows(updates)}
     markdown = tables.to_markdown(found["layers"]) + "\n\n" + tables.to_markdown(found["updates"])
     for name, table in {"layers": found["layers"], "updates": updates}.items():
         paths.write_bytes(report / f"{name}.csv", tables.write_csv(table).encode())
-    drawn = figures.draw_all(pictures(history), report / "figures")
     explained = notes(history, result, against)
     title = f"# {os.path.basename(os.path.abspath(folder))}: what happened to the mask"
-    body = [title, "", markdown, "", *(f"- {line}" for line in explained), ""]
-    body += [f"![{key}](figures/{key}.png)\n\n{pictures(history)[key].caption}\n" for key in drawn]
+    body = [title, "", markdown, "", *(f"- {line}" for line in explained), "", *map(charts.markdown, drawn)]
     paths.write_bytes(report / "report.md", "\n".join(body).encode())
     print("\n" + markdown + "\n\n" + "\n".join(explained) + "\n")
-    told = f", figures/ ({', '.join(drawn)})" if drawn else "; no figures: matplotlib is missing"
-    print(f"report: {report}/ with report.md, layers.csv, updates.csv{told}")
     return report

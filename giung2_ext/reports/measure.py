@@ -155,10 +155,9 @@ def reliability_rows(gathered: Gathered, reader: Reader) -> list[Row]:
             if next(iter(scores["scores"])) == "real":
                 continue
             what = f"{run.place.folder}: predictions on {scores['dataset']}"
-            found = reader.read(what, lambda run=run, scores=scores: arrays_of(run, scores), None)
-            if found is not None:
-                name = summary.named(run) | {"dataset": scores["dataset"], "density": summary.density(run)}
-                rows += [name | row for row in bins_of(found)]
+            found = reader.read(what, lambda run=run, scores=scores: bins_of(arrays_of(run, scores)), [])
+            name = summary.named(run) | {"dataset": scores["dataset"], "density": summary.density(run)}
+            rows += [name | row for row in found]
     return rows
 
 
@@ -187,12 +186,9 @@ def flip_rows(gathered: Gathered, reader: Reader, most: int = 48) -> list[Row]:
                 if pair is None:
                     continue
                 what = f"{run.place.folder}: predictions on {scores['dataset']}"
-                own = reader.read(what, lambda r=run, s=scores: arrays_of(r, s), None)
-                other = reader.read(what, lambda r=dense, s=pair: arrays_of(r, s), None)
-                if own is not None and other is not None:
-                    rows += [
-                        summary.named(run) | {"dataset": scores["dataset"]} | r for r in flips(own, other)
-                    ]
+                both = (run, scores), (dense, pair)
+                lost = reader.read(what, lambda b=both: flips(*(arrays_of(*one) for one in b)), [])
+                rows += [summary.named(run) | {"dataset": scores["dataset"]} | row for row in lost]
     rows.sort(key=lambda row: -row["confidence"])
     return rows[:most]
 

@@ -8,17 +8,27 @@ function rowsOf(chart) {
   return rows.map((r) => Object.fromEntries(Object.entries(r).filter(([, v]) => v !== null)));
 }
 
-function enabled() {
-  return new Set([...document.querySelectorAll("input[data-series]:checked")].map((box) => box.value));
+function enabled(kind) {
+  return new Set([...document.querySelectorAll(`input[data-${kind}]:checked`)].map((box) => box.value));
+}
+
+function filter() {
+  const several = document.querySelector("input[data-trial]") !== null;
+  const series = enabled("series"), trials = enabled("trial");
+  return {
+    series: (name) => series.has(name),
+    trial: (number) => !several || trials.has(String(number)),
+  };
 }
 
 function shown(row, wanted) {
-  return !report.series.includes(row.series) || wanted.has(row.series);
+  const names = [row.series, row.panel, row.run].filter((name) => report.series.includes(name));
+  return names.every(wanted.series) && (row.trial === undefined || wanted.trial(row.trial));
 }
 
 async function draw(name) {
   const chart = report.charts[name], place = document.getElementById(`chart-${name}`);
-  const wanted = enabled();
+  const wanted = filter();
   const spec = structuredClone(chart.spec);
   spec.datasets = { rows: rowsOf(chart).filter((row) => shown(row, wanted)) };
   if (spec.columns && window.innerWidth < 800) spec.columns = 1;
@@ -90,10 +100,10 @@ function makeSortable(table) {
 }
 
 function filterTables() {
-  const wanted = enabled(), words = document.getElementById("words").value.toLowerCase();
+  const wanted = filter(), words = document.getElementById("words").value.toLowerCase();
   for (const row of document.querySelectorAll("tr[data-series]")) {
     const named = row.textContent.toLowerCase().includes(words);
-    row.hidden = !wanted.has(row.dataset.series) || !named;
+    row.hidden = !wanted.series(row.dataset.series) || !wanted.trial(row.dataset.ofTrial) || !named;
   }
 }
 
@@ -109,7 +119,7 @@ document.getElementById("theme").addEventListener("click", () => {
 });
 addEventListener("beforeprint", () => { setTheme("light"); drawAll(); });
 document.querySelectorAll("table.sortable").forEach(makeSortable);
-document.querySelectorAll("input[data-series]").forEach((box) =>
+document.querySelectorAll("input[data-series], input[data-trial]").forEach((box) =>
   box.addEventListener("change", () => { filterTables(); drawAll(); }));
 document.getElementById("words").addEventListener("input", filterTables);
 for (const details of document.querySelectorAll("details[data-of]"))

@@ -22,6 +22,12 @@ from giung2_ext.storage import paths
 PAGE = "report.html"
 Pictures = Callable[[Mapping[str, Any], str, int], bytes | None]
 """A JPEG of an example of a set, from what a ticket says of its data; None where the data is not at hand"""
+Names = Callable[[str], Sequence[str] | None]
+"""What the classes of a set are called, by label"""
+
+
+class Absent(Refusal):
+    """A package that the page needs."""
 
 
 class Written(NamedTuple):
@@ -80,8 +86,9 @@ def file_of(name: str) -> str:
 
 
 def pictured(
-    rows: Sequence[Row], gathered: Gathered, pictures: Pictures | None, reader: Reader
+    rows: Sequence[Row], gathered: Gathered, pictures: Pictures | None, names: Names | None, reader: Reader
 ) -> list[Row]:
+    """With their pictures, and their classes by name where they have one."""
     runs = {summary.key(summary.named(run)): run for run in gathered.shown}
     found = []
     for row in rows:
@@ -92,6 +99,9 @@ def pictured(
                 what, lambda row=row, meta=meta: pictures(meta, row["dataset"], row["example"]), None
             )
         encoded = base64.b64encode(picture).decode() if picture else None
+        called = names(row["dataset"]) if names is not None else None
+        if called is not None:
+            row = row | {field: called[row[field]] for field in ("label", "pruned_answer")}
         found.append(row | {"picture": f"data:image/jpeg;base64,{encoded}" if encoded else None})
     return found
 
@@ -128,7 +138,8 @@ def render(
         warnings=told,
         about=warnings.about(gathered),
         summary=table,
-        body=[(cells, row["series"]) for cells, row in zip(table[1:], rows, strict=True)],
+        trials=sorted({run.place.trial for run in gathered.shown}),
+        body=[(cells, row["series"], row["trial"]) for cells, row in zip(table[1:], rows, strict=True)],
         charts=drawn,
         flips=flips,
         pictured=any(row["picture"] for row in flips),
@@ -160,6 +171,7 @@ def write_page(
     out: epath.Path,
     watch: int | None = None,
     pictures: Pictures | None = None,
+    names: Names | None = None,
 ) -> Written:
     """Reads the runs and writes page, figures and tables; the page last."""
     try:
@@ -167,12 +179,12 @@ def write_page(
         import jinja2  # noqa: F401
         import vl_convert  # noqa: F401
     except ImportError as error:
-        raise Refusal(f"the page needs {error.name}: pip install -e . installs it") from None
+        raise Absent(f"the page needs {error.name}: pip install -e . installs it") from None
     gathered, reader = gather.gather(folders), Reader()
     rows, judged = summary.cycle_rows(gathered), summary.judged_rows(gathered)
     table = summary.table(rows, judged)
     drawn = drawing.draw(gathered, rows, judged, reader)
-    flips = pictured(measure.flip_rows(gathered, reader), gathered, pictures, reader)
+    flips = pictured(measure.flip_rows(gathered, reader), gathered, pictures, names, reader)
     told = list(dict.fromkeys([*warnings.warnings(gathered), *gathered.warnings, *reader.warnings]))
     write_files(drawn, table, out)
     page = render(gathered, rows, table, drawn, flips, told, watch)

@@ -3,14 +3,14 @@
 One row a run, or a measurement; accuracies are fractions. Arms and tickets are told apart by `arm`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.reports.tables import Table
-from giung2_ext.storage import records
+from giung2_ext.storage import paths, records
 
 Run = tuple[int, str, int]  # trial, arm, cycle
 Curves = Mapping[Run, list[dict[str, Any]]]
@@ -31,6 +31,15 @@ def read_curves(points: Sequence[Any]) -> Curves:
         if rows:
             curves[p.trial, p.arm, p.cycle] = rows
     return curves
+
+
+def read_instability(folder: epath.Path, lasts: Collection[str]) -> dict[str, Any] | None:
+    """What was found on tickets that the chain still has; `left_out` counts the other rows."""
+    found = records.read_json(folder / paths.INSTABILITY)
+    if found:
+        rows = [row for row in found["rows"] if row["a"] in lasts]
+        found |= {"rows": rows, "left_out": len(found["rows"]) - len(rows)}
+    return found
 
 
 def arch(folder: epath.Path) -> str:

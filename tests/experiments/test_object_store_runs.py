@@ -17,7 +17,7 @@ from giung2_ext import load_chain_masks, load_ticket
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments.doctor import examination
 from giung2_ext.experiments.evaluate import load_and_evaluate
-from giung2_ext.reports.chain import write_report
+from giung2_ext.reports import report
 from giung2_ext.storage import records, tickets
 
 LEASE = 4.0
@@ -81,9 +81,10 @@ def test_the_next_start_waits_for_the_lock_and_goes_on_from_the_older_state(chai
 def test_reports_tickets_and_scores_are_read_from_a_bucket(chains):
     local, remote, _ = chains
     for folder in (local, remote):
-        write_report(folder)
-    names = sorted(path.name for path in (local / "report").iterdir())
-    assert names == sorted(path.name for path in (remote / "report").iterdir())
+        report.write([folder])
+    for place in ("report", "report/figures", "report/tables"):
+        names = sorted(path.name for path in (local / place).iterdir())
+        assert names == sorted(path.name for path in (remote / place).iterdir())
     assert (remote / "report/table.md").read_text() == (local / "report/table.md").read_text()
     assert load_ticket(f"{remote}/001/last.ckpt").digest == load_ticket(local / "001/last.ckpt").digest
     assert len(load_chain_masks(f"{remote}")) == 2

@@ -43,7 +43,8 @@ def test_the_whole_story_is_told_once_and_quietly(script, tmp_path):
     assert f"report: {report.relative_to(tmp_path)}/" in done.stdout
     for name in ("report.md", "table.md", "table.csv", "table.tex"):
         assert (report / name).stat().st_size > 100
-    for figure in ("accuracy", "layers", "overlap"):
+    assert (report / "report.html").stat().st_size > 500_000
+    for figure in ("accuracy_by_density", "layer_densities", "mask_overlap"):
         assert (report / f"figures/{figure}.png").read_bytes().startswith(b"\x89PNG")
         assert (report / f"figures/{figure}.pdf").read_bytes().startswith(b"%PDF")
     again = script("report", "digits")

@@ -1,16 +1,18 @@
 """Figures show the numbers of the results, as files that can be opened."""
 
-import os
+import io
+import itertools
 import pathlib
 import sys
 
 import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 
 from giung2_ext.core import masks as masking
-from giung2_ext.reports import chain, figures
-from giung2_ext.storage import paths, records, tickets
+from giung2_ext.reports import chain, drawing, gather, report, summary
+from giung2_ext.storage import paths, predictions, records, tickets
 
 SHAPES = {"fc": (30, 20), "cls": (20, 4)}
 DENSITIES = {"fc": 0.5, "cls": 0.75}
@@ -33,7 +35,9 @@ def make_chain(folder, trials):
             params = {
                 name: {"kernel": mask["kernel"] * 2.0, "bias": np.ones(4)} for name, mask in masks.items()
             }
-            path, meta = tickets.write_ticket(run, params, masks, {}, {"seed": t, "arm": place})
+            path, meta = tickets.write_ticket(
+                run, params, masks, {}, {"seed": t, "arm": place, "num_classes": 4}
+            )
             tickets.name_ticket(run, paths.best("accuracy"), path)
             accuracy = 0.9 - 0.1 * cycle + 0.01 * t - 0.2 * arm
             scores = {
@@ -55,125 +59,129 @@ def folder(tmp_path):
     return epath.Path(tmp_path) / "chain"
 
 
-@pytest.fixture
-def figure():
-    return pytest.importorskip("matplotlib.figure").Figure(layout="constrained")
-
-
 def contents(folder):
     root = pathlib.Path(folder)
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-def lines(axes):
-    return {line.get_label(): line.get_xydata() for line in axes.get_lines()}
+def drawn(folder):
+    """The charts of a folder by name."""
+    gathered, reader = gather.gather([folder]), gather.Reader()
+    rows, judged = summary.cycle_rows(gathered), summary.judged_rows(gathered)
+    found = {chart.name: chart for chart in drawing.draw(gathered, rows, judged, reader)}
+    assert reader.warnings == []
+    return found
+
+
+def line(chart, panel, series, *fields):
+    """The rows of one line, a column a field."""
+    own = [row for row in chart.rows if (row["panel"], row["series"]) == (panel, series)]
+    return np.array([[row[field] for field in fields] for row in own])
 
 
 @pytest.mark.parametrize("trials", [1, 3])
-def test_accuracy_curves_are_the_results(trials, folder, figure):
+def test_accuracy_curves_are_the_results(trials, folder):
     points = make_chain(folder, trials)
-    figures.draw_accuracy(figure, points)
-    trained, untrained = (lines(axes) for axes in figure.axes)
+    chart = drawn(folder)["accuracy_by_density"]
     density, shift = [points[c].density for c in range(3)], np.mean(range(trials))
-    assert density[0] == 1
-    assert trained["tickets"] == pytest.approx(np.c_[density, np.array([90, 80, 70]) + shift])
-    assert trained["reinit"] == pytest.approx(np.c_[next(p.density for p in points if p.arm), 60 + shift])
-    assert trained["dense"][:, 1] == pytest.approx(90 + shift)
-    assert untrained["tickets"] == pytest.approx(np.c_[density, np.array([50, 40, 30]) + shift])
-    for axes in figure.axes:
-        assert axes.get_xlim()[0] > axes.get_xlim()[1]  # dense at the left
-    bands = [band.get_paths()[0].vertices[:, 1] for band in figure.axes[0].collections]
-    assert len(bands) == (2 if trials > 1 else 0)
-    if bands:  # the deviation of 0, 1, 2 is 1
-        assert [bands[0].min(), bands[0].max()] == pytest.approx([70, 92])
+    trained = line(chart, "trained", "tickets", "density", "value", "low", "high")
+    assert trained[:, 0] == pytest.approx(np.array(density), rel=1e-4)
+    assert trained[:, 1] == pytest.approx(np.array([90, 80, 70]) + shift)
+    if trials > 1:  # the deviation of 0, 1, 2 is 1
+        assert trained[:, 2:] == pytest.approx(trained[:, 1:2] + np.array([[-1, 1]]))
+    else:  # Wilson's interval of 1,257 right of 1,397
+        assert trained[0, 2:] == pytest.approx(np.array([88.3, 91.5]), abs=0.1)
+    [control] = line(chart, "trained", "reinit", "density", "value")
+    own = next(p.density for p in points if p.arm)
+    assert control == pytest.approx(np.array([own, 60 + shift]), rel=1e-4)
+    untrained = line(chart, "before the first step", "tickets", "value")
+    assert untrained[:, 0] == pytest.approx(np.array([50, 40, 30]) + shift)
+    assert line(chart, "before the first step", "chance", "value")[:, 0].tolist() == [25, 25, 25]
 
 
-def test_layer_curves_are_kept_shares_averaged_over_trials(folder, figure):
-    points = make_chain(folder, 2)
-    figures.draw_layers(figure, points)
-    curves = lines(figure.axes[0])
-    assert set(curves) == {"fc", "cls", "whole network"}
-    for name in ("fc", "cls"):
-        shares = [np.mean([make_masks(t, c)[name]["kernel"].mean() for t in range(2)]) for c in range(3)]
-        assert curves[name][:, 1] == pytest.approx(np.array(shares))
+def test_the_density_of_layers_is_what_the_first_trial_kept(folder):
+    make_chain(folder, 2)
+    found = {
+        (r["cycle"], r["layer"]): r["density"]
+        for r in drawn(folder)["layer_densities"].rows
+        if r["series"] == "tickets"
+    }
+    wanted = {(c, n): make_masks(0, c)[n]["kernel"].mean() for c in range(3) for n in SHAPES}
+    assert found == pytest.approx(wanted, rel=1e-4)
 
 
-def test_overlap_shows_cycles_of_one_trial_and_chance_between_trials(folder, figure):
-    points = make_chain(folder, 2)
-    masks, warnings = chain.read_masks(points)
-    assert warnings == []
-    assert set(masks) == {(t, c) for t in range(2) for c in range(3)}
-    assert np.array_equal(masks[1, 1]["fc"]["kernel"], make_masks(1, 1)["fc"]["kernel"])  # not the arm's
-    figures.draw_overlap(figure, masks)
-    left, right = figure.axes[:2]
-    grid = np.asarray(left.get_images()[0].get_array())
-    expected = [
-        [np.mean([masking.overlap(make_masks(t, a), make_masks(t, b)) for t in range(2)]) for b in range(3)]
-        for a in range(3)
-    ]
-    assert grid == pytest.approx(np.array(expected))
+def test_overlap_shows_cycles_of_one_trial_and_chance_between_trials(folder):
+    make_chain(folder, 2)
+    charts = drawn(folder)
+    grid = {(r["a"], r["b"]): r["overlap"] for r in charts["mask_overlap"].rows if r["series"] == "tickets"}
+    pairs = list(itertools.combinations(range(3), 2))
+    wanted = {(a, b): masking.overlap(make_masks(0, a), make_masks(0, b)) for a, b in pairs}
+    assert grid == pytest.approx(wanted, rel=1e-4)
     between = [masking.overlap(make_masks(0, c), make_masks(1, c)) for c in range(3)]
-    assert lines(right)["measured"] == pytest.approx(np.c_[range(3), between])
-    chance = next(curve for label, curve in lines(right).items() if label.startswith("chance"))
-    assert chance[0, 1] == 1
-    assert chance[:, 1] == pytest.approx(np.array(between), abs=0.08)  # these masks are independent
+    chart = charts["mask_overlap_pairs"]
+    assert line(chart, "tickets", "measured", "value")[:, 0] == pytest.approx(between, rel=1e-4)
+    chance = line(chart, "tickets", "chance", "value")[:, 0]
+    assert chance[0] == 1
+    assert chance == pytest.approx(np.array(between), abs=0.08)  # these masks are independent
 
 
 @pytest.mark.parametrize("trials", [1, 2])
-def test_shifts_are_drawn_with_their_intervals_or_deviations(trials, folder, figure):
-    def scores(value):
-        return {"scores": {"200": {"top1": [value, value - 0.1, value + 0.05]}, "all": {"top1": [0, 0, 0]}}}
-
-    points = [
-        p._replace(judged={"imagenet_a": scores(0.3 + 0.02 * p.cycle + 0.01 * p.trial)})
-        for p in make_chain(folder, trials)
-    ]
-    figures.draw_shifts(figure, points)
-    [axes] = figure.axes
-    [container] = axes.containers
-    line, _, [bars] = container.lines
+def test_shifts_are_drawn_with_their_intervals_or_deviations(trials, folder):
+    for p in make_chain(folder, trials):
+        if not p.arm:
+            value = 0.3 + 0.02 * p.cycle + 0.01 * p.trial
+            scores = {"200": {"top1": [value, value - 0.1, value + 0.05]}, "all": {"top1": [0, 0, 0]}}
+            about = dict(dataset="imagenet_a", pipeline="timm", images="x", seen=7500, ticket="b")
+            predictions.write(predictions.folder_in(p.folder, "b"), about | {"scores": scores}, {})
+    found = line(drawn(folder)["sets_by_density"], "IN-A", "tickets", "value", "low", "high")
     mean = np.array([30, 32, 34]) + (0.5 if trials == 2 else 0)
-    assert line.get_ydata() == pytest.approx(mean)
-    ends = np.array([segment[:, 1] for segment in bars.get_segments()]) - mean[:, None]
+    assert found[:, 0] == pytest.approx(mean)
     sd = np.sqrt(0.5)  # of two values 1 apart
-    assert ends == pytest.approx(np.tile([-10, 5] if trials == 1 else [-sd, sd], (3, 1)))
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["IN-A"]
+    ends = np.tile([-10, 5] if trials == 1 else [-sd, sd], (3, 1))
+    assert found[:, 1:] == pytest.approx(mean[:, None] + ends, rel=1e-4)
 
 
 @pytest.mark.parametrize("trials", [1, 2])
 def test_a_report_is_files_that_open_and_changes_nothing_else(trials, folder, capsys):
-    image = pytest.importorskip("matplotlib.image")
     make_chain(folder, trials)
     before = contents(folder)
-    report = chain.write_report(os.fspath(folder))
+    report.write([folder])
     after = contents(folder)
-    drawn = {
-        f"figures/{name}.{kind}"
-        for name in ("accuracy", "layers", "overlap", "start")
-        for kind in ("png", "pdf")
-    }
-    tables = {f"{name}.{kind}" for name in ("table", "costs") for kind in ("md", "csv", "tex")}
-    tables |= {"report.md", "runs.csv", "results.csv", "test_acc.csv"}
-    assert set(after) - set(before) == {f"report/{name}" for name in tables | drawn}
+    names = {"accuracy_by_density", "layer_densities", "mask_overlap", "mask_overlap_pairs"}
+    names |= {"weight_sizes", "lineage"}
+    figures = {f"figures/{name}.{kind}" for name in names for kind in ("png", "pdf")}
+    kinds = ("md", "csv", "tex")
+    tables = {f"tables/{name}.{kind}" for name in names | {"summary"} for kind in kinds}
+    tables |= {f"{name}.{kind}" for name in ("table", "costs") for kind in kinds}
+    tables |= {"report.md", "report.html", "runs.csv", "results.csv", "test_acc.csv"}
+    assert set(after) - set(before) == {f"report/{name}" for name in tables | figures}
     assert {name: after[name] for name in before} == before
-    for name in sorted(drawn):
-        content = (report / name).read_bytes()
+    for name in sorted(figures):
+        content = (folder / "report" / name).read_bytes()
         if name.endswith("pdf"):
             assert content.startswith(b"%PDF-")
             assert content.rstrip().endswith(b"%%EOF")
         else:
             assert content.startswith(b"\x89PNG\r\n\x1a\n")
-            assert image.imread(os.fspath(report / name))[..., :3].std() > 0.02  # not blank
-    text = (report / "report.md").read_text()
-    assert (report / "table.md").read_text() in text
-    assert all(f"({name})" in text for name in drawn if name.endswith("png"))
-    assert (report / "table.md").read_text() in capsys.readouterr().out
+            assert np.std(Image.open(io.BytesIO(content)).convert("L")) > 5  # not blank
+    text, said = (folder / "report/report.md").read_text(), capsys.readouterr().out
+    assert (folder / "report/table.md").read_text() in text
+    assert all(f"({name})" in text for name in figures if name.endswith("png"))
+    assert (folder / "report/table.md").read_text() in said
+    assert (
+        f"report: {folder}/report/ with report.html, 6 charts in figures/, tables/, report.md and" in said
+    )
 
 
-def test_without_matplotlib_there_are_tables_and_a_word_on_figures(folder, monkeypatch, capsys):
+@pytest.mark.parametrize("package", ["altair", "vl_convert", "jinja2"])
+def test_without_a_package_of_the_page_there_are_tables_and_a_word_on_it(
+    package, folder, monkeypatch, capsys
+):
     make_chain(folder, 1)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    report = chain.write_report(folder)
-    assert "no figures: matplotlib is missing" in capsys.readouterr().out
-    assert list((report / "figures").iterdir()) == []
-    assert "![" not in (report / "report.md").read_text()
+    monkeypatch.setitem(sys.modules, package, None)
+    report.write([folder])
+    said = capsys.readouterr().out
+    assert f"no page and no figures: the page needs {package}" in said
+    assert f"report: {folder}/report/ with report.md and its tables" in said
+    assert not (folder / "report/figures").exists()
+    assert "![" not in (folder / "report/report.md").read_text()

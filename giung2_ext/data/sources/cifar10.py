@@ -11,6 +11,8 @@ from giung2_ext.data.sources import _cifar, _small
 FILES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 CIFAR10 = _cifar.published(10, "cifar-10-batches-py", FILES, b"labels")
 
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
 
 def build(
     root: str | None = None,

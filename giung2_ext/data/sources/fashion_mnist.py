@@ -10,6 +10,11 @@ from giung2_ext.data.sources import _idx, _small
 
 FASHION = _idx.published("fashion_mnist", "Fashion-MNIST", "github.com/zalandoresearch/fashion-mnist")
 
+NAMES = (
+    *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
+
 
 def build(
     root: str | None = None,
