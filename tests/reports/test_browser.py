@@ -114,7 +114,7 @@ def test_every_chart_has_its_data_and_downloads(opened):
     one = opened()
     for details in one.locator("details[data-of]").all():
         details.locator("summary").click()
-        assert details.locator("tbody tr").count() > 0
+        details.locator("tbody tr").first.wait_for()  # filled once the browser says that it is open
     for link in one.locator("a[data-csv]").all():
         assert link.get_attribute("href").startswith("data:text/csv")
     for chart in one.locator(".chart").all():

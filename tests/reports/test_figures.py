@@ -132,7 +132,10 @@ def test_shifts_are_drawn_with_their_intervals_or_deviations(trials, folder):
             value = 0.3 + 0.02 * p.cycle + 0.01 * p.trial
             scores = {"200": {"top1": [value, value - 0.1, value + 0.05]}, "all": {"top1": [0, 0, 0]}}
             about = dict(dataset="imagenet_a", pipeline="timm", images="x", seen=7500, ticket="b")
-            predictions.write(predictions.folder_in(p.folder, "b"), about | {"scores": scores}, {})
+            labels = np.arange(8) % 4
+            arrays = {"ids": np.arange(8), "labels": labels, "top": labels[:, None]}
+            arrays["confidence"] = np.linspace(0.5, 1, 8)
+            predictions.write(predictions.folder_in(p.folder, "b"), about | {"scores": scores}, arrays)
     found = line(drawn(folder)["sets_by_density"], "IN-A", "tickets", "value", "low", "high")
     mean = np.array([30, 32, 34]) + (0.5 if trials == 2 else 0)
     assert found[:, 0] == pytest.approx(mean)

@@ -30,7 +30,7 @@ def rows_of(data, name):
     return [dict(zip(chart["columns"], values, strict=True)) for values in chart["values"]]
 
 
-def judge(run, digest, dataset, accuracy, pipeline="tf", examples=60):
+def judge(run, digest, dataset, accuracy, pipeline="tf", examples=60, lacking=None):
     """Predictions of a ticket as evaluate.py keeps them, wrong on the last examples."""
     labels = np.arange(examples) % 4
     top = np.stack([labels, (labels + 1) % 4], axis=1)
@@ -38,6 +38,7 @@ def judge(run, digest, dataset, accuracy, pipeline="tf", examples=60):
     top[examples - wrong :] = top[examples - wrong :, ::-1]
     arrays = {"ids": np.arange(examples), "labels": labels, "top": top}
     arrays["confidence"] = np.linspace(0.4, 1, examples)
+    arrays.pop(lacking, None)
     scores = {"top1": [accuracy, accuracy - 0.1, accuracy + 0.05], "ece": [0.1, 0.05, 0.2]}
     about = {"dataset": dataset, "pipeline": pipeline, "images": "60:a", "ticket": digest, "seen": examples}
     predictions.write(predictions.folder_in(run, digest), about | {"scores": {"4": scores}}, arrays)
@@ -109,7 +110,10 @@ def test_judged_sets_stand_before_the_published_curve(folder):
     assert [(r["density"], r["value"]) for r in rows][:2] == [(1.0, 76.06), (0.41, 76.58)]
     text = (written.folder / page.PAGE).read_text()
     assert "80.00 [70.00, 85.00]" in text
-    assert "became" in text  # flips
+    assert re.search(r"imagenet_a \d+: [0-3] became [0-3]<br>", text)  # flips
+    named = page.write_page([folder], folder / "report", names=lambda dataset: ["ant", "bee", "cat", "dog"])
+    text = (named.folder / page.PAGE).read_text()
+    assert re.search(r"imagenet_a \d+: (ant|bee|cat|dog) became (ant|bee|cat|dog)<br>", text)
 
 
 def test_different_pipelines_a_test_set_that_selects_and_lacking_trials_are_warned_of(folder):
@@ -136,6 +140,7 @@ DAMAGE = {
         "{"
     ),
     "a name of nothing": lambda run: (paths.resolve(run / paths.best("accuracy"))).rmtree(),
+    "predictions without confidence": lambda run: judge(run, "b", "imagenet_a", 0.5, lacking="confidence"),
     "half a score": lambda run: (
         (run / "predictions/b").mkdir(parents=True),
         (run / "predictions/b/x.tf.json").write_text('{"scores": {}}'),
@@ -155,6 +160,15 @@ def test_damage_is_shown_and_never_breaks_the_page(kind, folder):
         any(str(points[1].folder) in line and line in text for line in written.warnings)
         or kind == "no result"
     )
+
+
+@pytest.mark.parametrize("found", ["[1]", '{"rows": [{}]}', '{"rows": [{"a": "l", "cycle": 0}]}'])
+def test_a_damaged_analysis_of_instability_is_left_out(found, folder):
+    make_chain(folder, 1)
+    (folder / paths.INSTABILITY).write_text(found)
+    written = page.write_page([folder], folder / "report")
+    assert any("instability.json is damaged and left out" in line for line in written.warnings)
+    assert "accuracy_by_density" in {chart.name for chart in written.charts}
 
 
 def test_several_runs_are_series_side_by_side(folder):
