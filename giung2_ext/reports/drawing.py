@@ -135,14 +135,17 @@ def chains(gathered: Gathered, reader: Reader) -> dict[str, lottery.Chain]:
 
 def masks_over_time(gathered: Gathered, reader: Reader) -> list[Chart | None]:
     """Of runs whose mask changed while they trained."""
-    layers: list[Row] = []
-    moves: list[Row] = []
+    found = []
     for run in gathered.shown:
         moved = run.place.folder / records.MOVES
         if run.place.plain and moved.exists() and run.counts.get("layers"):
-            drawn = reader.read(f"{moved}", lambda run=run: mask_history.rows_of(run), ([], []))
-            layers += drawn[0]
-            moves += drawn[1]
+            found.append(reader.read(f"{moved}", lambda run=run: mask_history.rows_of(run), ([], [])))
+    return moving(found)
+
+
+def moving(found: Sequence[tuple[list[Row], list[Row]]]) -> list[Chart | None]:
+    """Layers and moves of each run: lines of few layers, of many a map."""
+    layers, moves = [row for own, _ in found for row in own], [row for _, own in found for row in own]
     few = len({row["series"] for row in layers}) <= len(charts.SHAPES)
     titles = ("step", "density of the layer")
 

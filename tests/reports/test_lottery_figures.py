@@ -1,4 +1,4 @@
-"""The figures of the ticket experiments draw means and extents of the data, and nothing else."""
+"""The charts of the ticket experiments show means and extents of the data, and nothing else."""
 
 import math
 
@@ -45,76 +45,60 @@ def make_curves(points, steps=STEPS):
     return curves
 
 
-@pytest.fixture
-def figure():
-    return pytest.importorskip("matplotlib.figure").Figure(layout="constrained")
+def chain(points, curves=None, instability=None):
+    return {"": lottery.Chain(points, curves or {}, instability)}
 
 
-def drawn(axes):
-    """{label: (x, mean, [(low, high), …] at the bars)} of what the axes show."""
-    found = {}
-    for container in axes.containers:
-        line, _, bars = container.lines
-        ends = [segment[:, 1] for segment in bars[0].get_segments()] if bars else []
-        found[container.get_label()] = (*line.get_data(), np.array(ends).reshape(-1, 2))
-    return found
+def line(chart, panel, series, x="density"):
+    """(x, mean, [(low, high), …] where there are bars) of a line of a chart."""
+    own = [row for row in chart.rows if (row["panel"], row["series"]) == (panel, series)]
+    ends = [(row["low"], row["high"]) for row in own if row["low"] is not None]
+    return [row[x] for row in own], [row["value"] for row in own], np.array(ends)
 
 
 def matches(found, x, groups):
-    """Means and extents of a line with a bar at every value."""
+    """Means and extents of a line with a bar at every value; numbers of a chart have five digits."""
     seen_x, mean, ends = found
-    assert seen_x == pytest.approx(np.array(x))
-    assert mean == pytest.approx(np.array([np.mean(g) for g in groups]))
-    assert ends == pytest.approx(np.array([(np.min(g), np.max(g)) for g in groups]))
+    assert seen_x == pytest.approx(x, rel=1e-4)
+    assert mean == pytest.approx([np.mean(g) for g in groups], rel=1e-4)
+    assert ends == pytest.approx(np.array([(np.min(g), np.max(g)) for g in groups]), rel=1e-4)
+
+
+def series_of(chart, panel):
+    return list(dict.fromkeys(row["series"] for row in chart.rows if row["panel"] == panel))
 
 
 def by_cycle(points, arm, value):
     own = [p for p in points if p.arm == arm]
     cycles = sorted({p.cycle for p in own})
     groups = [[p for p in own if p.cycle == c] for c in cycles]
-    percents = [np.mean([100 * p.result["kept"] / PRUNABLE for p in g]) for g in groups]
-    return percents, [[value(p) for p in g] for g in groups]
+    densities = [np.mean([p.result["kept"] / PRUNABLE for p in g]) for g in groups]
+    return densities, [[value(p) for p in g] for g in groups]
 
 
-def test_early_stops_are_means_and_extents_over_the_trials(figure):
+def test_early_stops_are_means_and_extents_over_the_trials():
     points = make_points(arms=("reinit", "random"))
-    lottery.draw_early_stop(figure, points)
-    left, right = figure.axes
-    for axes, value in (
-        (left, lambda p: p.result["best_step"]),
-        (right, lambda p: 100 * p.result["scores"]["best"]["test"]["accuracy"]),
+    chart = lottery.early_stops(chain(points))
+    for panel, value in (
+        ("early-stopping iteration", lambda p: p.result["best_step"]),
+        ("test accuracy at it (%)", lambda p: 100 * p.result["scores"]["best"]["test"]["accuracy"]),
     ):
-        lines = drawn(axes)
-        assert list(lines) == ["tickets", "random", "reinit"]
-        for label, line in lines.items():
-            matches(line, *by_cycle(points, "" if label == "tickets" else label, value))
-        assert axes.get_xlim()[0] > 100 > 2 > axes.get_xlim()[1]
-        assert axes.get_xscale() == "log"
-        solid = [container.lines[0].get_linestyle() == "-" for container in axes.containers]
-        assert solid == [True, False, False]
-        ticks = [text.get_text() for text in axes.get_xticklabels()]
-        assert ticks == ["100", "51.2", "26.2", "13.4", "6.9", "3.5", "1.8"]
-    [legend] = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["tickets", "random", "reinit"]
+        assert series_of(chart, panel) == ["tickets", "random", "reinit"]
+        for arm in ("", "random", "reinit"):
+            matches(line(chart, panel, arm or "tickets"), *by_cycle(points, arm, value))
+    accuracy = dict(selected_by="accuracy")
+    assert lottery.early_stops(chain(make_points(**accuracy))) is None
 
 
-def test_starts_are_drawn_with_chance_where_it_is_known(figure):
-    points = make_points()
-    lottery.draw_start(figure, points, 10.0)
-    [axes] = figure.axes
-    start = lambda p: 100 * p.result["scores"]["start"]["test"]["accuracy"]  # noqa: E731
-    for label, arm in (("tickets", ""), ("reinit", "reinit")):
-        matches(drawn(axes)[label], *by_cycle(points, arm, start))
-    [chance] = [line for line in axes.get_lines() if line.get_label() == "chance"]
-    assert list(chance.get_ydata()) == [10, 10]
-    other = type(figure)()
-    lottery.draw_start(other, points, None)
-    assert "chance" not in [line.get_label() for line in other.axes[0].get_lines()]
+def test_several_chains_are_told_apart_by_name():
+    chains = {name: chain(make_points(2, 3))[""] for name in ("a", "b")}
+    rows = lottery.early_stops(chains).rows
+    assert {row["series"] for row in rows} == {"a tickets", "a reinit", "b tickets", "b reinit"}
 
 
-def test_one_trial_has_no_bars(figure):
-    lottery.draw_start(figure, make_points(trials=1), None)
-    assert all(len(ends) == 0 for *_, ends in drawn(figure.axes[0]).values())
+def test_bars_of_one_trial_are_its_value():
+    rows = lottery.early_stops(chain(make_points(trials=1))).rows
+    assert all(row["low"] == row["value"] == row["high"] for row in rows)
 
 
 def test_levels_are_the_nearest_cycles_in_log_distance_and_each_once():
@@ -135,52 +119,63 @@ def curve_values(curves, arm, cycle, step):
     ]
 
 
-def test_curves_are_means_and_extents_at_the_levels_of_the_paper(figure):
-    points = make_points(arms=("reinit", "random"))
-    curves = make_curves(points)
-    panels = lottery.curve_panels(points, curves)
-    lottery.draw_curves(figure, panels)
-    labels = [[f"{0.8**c * 100:.1f}".replace("100.0", "100") for c in some] for some in PANEL_CYCLES]
-    labels[2] = [f"{label}{arm}" for label in labels[2] for arm in ("", " reinit")]
-    assert [list(drawn(axes)) for axes in figure.axes] == labels
-    for axes, cycles in zip(figure.axes, PANEL_CYCLES, strict=True):
-        pairs = [(c, arm) for c in cycles for arm in (("", "reinit") if axes is figure.axes[2] else ("",))]
-        for (cycle, arm), container, (x, mean, ends) in zip(
-            pairs, axes.containers, drawn(axes).values(), strict=True
-        ):
-            groups = [curve_values(curves, arm, cycle, step) for step in STEPS]
-            assert list(x) == STEPS
-            assert mean == pytest.approx(np.mean(groups, axis=1))
-            places = [int(s[0, 0]) for s in container.lines[2][0].get_segments()]
-            assert 8 <= len(places) <= 12
-            at = [groups[STEPS.index(step)] for step in places]
-            assert ends == pytest.approx(np.c_[np.min(at, axis=1), np.max(at, axis=1)])
-            assert container.lines[0].get_linestyle() == ("--" if arm else "-")
-
-
 PANEL_CYCLES = [[0, 3, 7], [0, 12, 15, 18], [3, 7]]
 
 
-def test_bars_of_a_panel_stand_beside_each_other(figure):
+def percent(cycle):
+    return lottery.percent_text(100 * 0.8**cycle)
+
+
+def test_curves_are_means_and_extents_at_the_levels_of_the_paper():
+    points = make_points(arms=("reinit", "random"))
+    curves = make_curves(points)
+    chart = lottery.curves(chain(points, curves))
+    titles = [", ".join(map(percent, cycles)) + "%" for cycles in PANEL_CYCLES]
+    titles[2] += ", reinit beside them"
+    assert list(dict.fromkeys(row["panel"] for row in chart.rows)) == titles
+    for title, cycles in zip(titles, PANEL_CYCLES, strict=True):
+        pairs = [(c, arm) for c in cycles for arm in (("", "reinit") if title == titles[2] else ("",))]
+        labels = [lottery.named(f"{percent(c)}%", arm) for c, arm in pairs]
+        assert series_of(chart, title) == labels
+        for (cycle, arm), label in zip(pairs, labels, strict=True):
+            steps, mean, _ = line(chart, title, label, "step")
+            groups = {step: curve_values(curves, arm, cycle, step) for step in STEPS}
+            assert steps == STEPS
+            assert mean == pytest.approx([np.mean(groups[step]) for step in steps], rel=1e-4)
+            rows = [r for r in chart.rows if (r["panel"], r["series"]) == (title, label)]
+            barred = [row for row in rows if row["low"] is not None]
+            assert 8 <= len(barred) <= 12
+            for row in barred:
+                extent = min(groups[row["step"]]), max(groups[row["step"]])
+                assert (row["low"], row["high"]) == pytest.approx(extent, rel=1e-4)
+
+
+def test_bars_of_a_panel_stand_beside_each_other():
     points = make_points()
-    lottery.draw_curves(figure, lottery.curve_panels(points, make_curves(points)))
-    for axes in figure.axes:
-        places = [s[0, 0] for c in axes.containers for s in c.lines[2][0].get_segments()]
-        assert len(places) == len(set(places))
+    rows = lottery.curves(chain(points, make_curves(points))).rows
+    places = [(row["panel"], row["step"]) for row in rows if row["low"] is not None]
+    assert len(places) == len(set(places))
 
 
-def test_the_limits_of_curves_are_those_of_late_training(figure):
+def test_long_curves_are_thinned():
+    points = make_points(1, 1, ())
+    rows = lottery.curves(chain(points, make_curves(points, list(range(0, 50_001, 100))))).rows
+    assert 60 < len(rows) <= lottery.STEPS
+
+
+def test_the_limits_of_curves_are_those_of_late_training():
     points = make_points()
     curves = make_curves(points)
     panels = lottery.curve_panels(points, curves)
-    lottery.draw_curves(figure, panels)
     shown = {(arm, c) for panel in panels for c, arm, *_ in panel}
     late = [curve_values(curves, *which, step) for which in shown for step in STEPS if step >= 2500]
     lowest, highest = min(map(min, late)), max(map(max, late))
-    for axes in figure.axes:
-        low, high = axes.get_ylim()
-        assert lowest - 1.5 * (highest - lowest) < low < lowest < highest < high
-        assert low > 50  # the first points are outside
+    low, high = lottery.late_limits(panels)
+    assert lowest - 1.5 * (highest - lowest) < low < lowest < highest < high
+    assert low > 50  # the first points are outside
+    layers = lottery.curves(chain(points, curves)).spec["spec"]["layer"]
+    for layer in layers:  # else the axis were that of all values
+        assert list(layer["encoding"]["y"]["scale"]["domain"]) == [low, high]
     flat = [[(0, "", 100.0, ([0, 1, 2], [[10.0], [97.0], [97.0]]))]]
     low, high = lottery.late_limits(flat)
     assert low < 97 < high
@@ -233,44 +228,28 @@ def make_instability(trials=3):
     return dict(dataset="mnist", split="test", about="", alphas=[0.0, 0.25, 0.5, 0.75, 1.0], rows=rows)
 
 
-def test_instability_is_means_and_extents_over_the_trials(figure):
+def test_instability_is_means_and_extents_over_the_trials():
     found = make_instability()
-    lottery.draw_instability(figure, found)
-    left, right = figure.axes
+    unstable, barrier = lottery.instability(chain([], {}, found))
     of = lambda c, key: [100 * np.array(r[key]) for r in found["rows"] if r["cycle"] == c]  # noqa: E731
-    [line] = drawn(left).values()
-    percents = [100 * int(PRUNABLE * 0.8**c) / PRUNABLE for c in range(19)]
-    matches(line, percents, [of(c, "instability") for c in range(19)])
-    lines = drawn(right)
-    assert list(lines) == ["100", "21.0", "3.5", "1.8"]
-    for cycle, line in zip((0, 7, 15, 18), lines.values(), strict=True):
-        matches(line, found["alphas"], np.transpose(of(cycle, "error")))
-
-
-def test_nothing_is_drawn_where_nothing_is_there():
-    def names(points, curves=None, instability=None):
-        return list(lottery.pictures(points, curves or {}, instability, None))
-
-    accuracy = dict(selected_by="accuracy")
-    assert names(make_points(1, 1, (), **accuracy)) == []
-    assert names(make_points(1, 2, (), **accuracy)) == ["start"]
-    assert names(make_points(1, 1, ())) == ["early_stop"]
-    assert names(make_points(1, 1, ()), instability={"rows": []}) == ["early_stop"]
-    points = make_points(2, 3)
-    everything = names(points, make_curves(points), make_instability())
-    assert everything == ["early_stop", "curves", "start", "instability"]
-    assert names([p._replace(result=p.result | accuracy) for p in points if not p.arm]) == ["start"]
+    densities = [int(PRUNABLE * 0.8**c) / PRUNABLE for c in range(19)]
+    matches(line(unstable, "", "tickets"), densities, [of(c, "instability") for c in range(19)])
+    assert series_of(barrier, "") == ["100%", "21.0%", "3.5%", "1.8%"]
+    for cycle, series in zip((0, 7, 15, 18), series_of(barrier, ""), strict=True):
+        matches(line(barrier, "", series, "place"), found["alphas"], np.transpose(of(cycle, "error")))
+    assert lottery.instability(chain([], {}, {"rows": []})) == [None, None]
+    assert lottery.instability(chain([])) == [None, None]
 
 
 def test_captions_say_how_many_trials_there_are():
     points = make_points(4, 3)
-    found = lottery.pictures(points, make_curves(points), make_instability(3), None)
-    bars = "bars from the lowest to the highest."
-    assert all(found[name].caption.endswith(bars) for name in found)
-    assert "mean of up to 4 trials" in found["start"].caption  # the last trial stopped early
-    assert "mean of 3 trials" in found["instability"].caption
-    assert "lowest loss on holdout" in found["early_stop"].caption
-    assert lottery.pictures(make_points(1, 3), {}, None, None)["start"].caption.endswith("; one trial.")
+    own = chain(points, make_curves(points), make_instability(3))
+    charts = [lottery.early_stops(own), lottery.curves(own), *lottery.instability(own)]
+    assert all(chart.caption.endswith("bars from the lowest to the highest.") for chart in charts)
+    assert "mean of up to 4 trials" in charts[0].caption  # the last trial stopped early
+    assert "mean of 3 trials" in charts[2].caption
+    assert "lowest loss on holdout" in charts[0].caption
+    assert lottery.early_stops(chain(make_points(1, 3))).caption.endswith("; one trial.")
 
 
 def test_percents_read_as_in_the_paper():

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.reports import figures, mask_history
+from giung2_ext.reports import drawing, mask_history, report
 from giung2_ext.storage import paths, records, tickets
 
 SHAPES = {"a": (12, 10), "b": (3, 3, 4, 6), "cls": (10, 5)}
@@ -93,22 +93,23 @@ def test_a_report_has_tables_figures_and_notes_that_say_what_they_are(tmp_path, 
     params = {n: {"kernel": np.ones(s, np.float32)} for n, s in SHAPES.items()}
     masks = {n: {"kernel": np.ones(s, bool)} for n, s in SHAPES.items()}
     path, _ = tickets.write_ticket(epath.Path(other), params, masks, {}, {"seed": 0})
-    report = mask_history.write_report(folder, str(path))
-    text = (report / "report.md").read_text()
+    report.write([folder], against=str(path))
+    written = folder / "report"
+    text = (written / "report.md").read_text()
     assert "90.00% of the ticket of step 200" in text
     assert "FLOPs of training: 50 (0.2500 of a dense network's)" in text
     assert "20 updates" in text
     assert str(path) in text
     assert text.split("\n\n")[1] in capsys.readouterr().out
-    table = list(csv.DictReader((report / "updates.csv").read_text().splitlines()))
+    table = list(csv.DictReader((written / "updates.csv").read_text().splitlines()))
     assert len(table) == 21
     assert int(table[-1]["kept"]) == sum(kept for kept, *_ in rows[-1]["layers"].values())
-    layers = list(csv.DictReader((report / "layers.csv").read_text().splitlines()))
+    layers = list(csv.DictReader((written / "layers.csv").read_text().splitlines()))
     assert [row["layer"] for row in layers] == list(SHAPES)
     assert all(int(row["magnitude: rank of 90%"]) < int(row["rank of 90%"]) for row in layers)
     assert float(layers[0]["ever kept"]) == pytest.approx(ever["a"].mean(), abs=1e-4)
     for name in ("layers_over_time", "moves"):
-        assert (report / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert (written / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert f"figures/{name}.png" in text
 
 
@@ -124,17 +125,40 @@ def test_a_magnitude_mask_of_a_sparser_ticket_is_refused(tmp_path):
         mask_history.write_report(folder, str(path))
 
 
-def test_many_layers_are_drawn_as_a_map():
-    figure = pytest.importorskip("matplotlib.figure").Figure(layout="constrained")
+def test_lines_are_the_history_thinned_with_a_point_at_every_third():
+    rows, *_ = masks_over(100)
+    history = mask_history.read_history(rows, {f"{n}/kernel": int(np.prod(s)) for n, s in SHAPES.items()})
+    layers = mask_history.layer_rows(history, "run")
+    for name, layer in history.layers.items():
+        own = [r for r in layers if r["series"] == name.removesuffix("/kernel")]
+        assert len(own) == mask_history.POINTS
+        assert (own[0]["step"], own[-1]["step"]) == (0, 1000)
+        at = {step: kept / layer.size for step, kept in zip(history.steps, layer.kept, strict=True)}
+        assert [r["value"] for r in own] == [at[r["step"]] for r in own]
+        assert sum(r["low"] is not None for r in own) == 14
+    new = [r for r in mask_history.move_rows(history, "run") if r["series"] == "new"]
+    part = 100 * mask_history.churn(history.total("grown"), history.total("kept"))
+    assert [r["value"] for r in new] == [part[list(history.steps).index(r["step"])] for r in new]
+    assert new[0]["step"] == 10  # the starting mask is no update
+
+
+@pytest.mark.parametrize("many", [3, 30])
+def test_few_layers_are_lines_and_many_a_map(many, tmp_path):
+    folder = epath.Path(tmp_path) / "run"
     rows, *_ = masks_over(8)
-    many = [
-        {"step": r["step"], "layers": {f"l{i}": r["layers"]["a/kernel"] for i in range(30)}} for r in rows
-    ]
-    history = mask_history.read_history(many, {f"l{i}": 120 for i in range(30)})
-    mask_history.draw_layers(figure, history)
-    [mesh] = figure.axes[0].collections
-    assert mesh.get_array().shape == (30, 9)
-    assert len(figures.STYLES) < 30
+    history = mask_history.read_history(
+        [
+            {"step": r["step"], "layers": {f"l{i}": r["layers"]["a/kernel"] for i in range(many)}}
+            for r in rows
+        ],
+        {f"l{i}": 120 for i in range(many)},
+    )
+    found = mask_history.layer_rows(history, folder.name), mask_history.move_rows(history, folder.name)
+    layers, moves = drawing.moving([found])
+    marks = {layer["mark"]["type"] for layer in layers.spec["spec"]["layer"]}
+    assert ("rect" in marks) == (many == 30)
+    assert {row["series"] for row in layers.rows} == {"whole network", *(f"l{i}" for i in range(many))}
+    assert {row["series"] for row in moves.rows} == {"new", "kept", "ever kept"}
 
 
 def test_what_has_no_history_is_refused(tmp_path):
