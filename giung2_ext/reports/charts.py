@@ -103,7 +103,9 @@ def source() -> Any:
 
 def density_axis(rows: Sequence[Row]) -> Any:
     values = sorted({r["density"] for r in rows if r["density"]}, reverse=True)
-    axis = alt.Axis(values=values[:: max(1, -(-len(values) // 6))], format=".2~g", grid=True)
+    axis = alt.Axis(
+        values=values[:: max(1, -(-len(values) // 6))], format=".2~g", grid=True, labelOverlap=True
+    )
     return alt.X(
         "density:Q",
         scale=alt.Scale(type="log", reverse=True, nice=False),
@@ -232,7 +234,7 @@ def scatter(rows: list[Row]) -> Any:
 def weights(rows: list[Row]) -> Any:
     """Share of weights by the octave of |w|, before and after the cut, a panel for a cycle."""
     colour, dash, _ = styled(rows, "when")
-    drawn = alt.Chart(source()).mark_line(interpolate="step-after", strokeWidth=1.8)
+    drawn = alt.Chart(source()).mark_line(interpolate="step", strokeWidth=1.8)
     drawn = drawn.encode(
         x=alt.X("log2:Q", title="log2 |w|"),
         y=alt.Y("share:Q", title="part of the weights before", axis=alt.Axis(format="%")),

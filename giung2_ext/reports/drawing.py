@@ -83,8 +83,10 @@ def shifts(judged: Sequence[Row]) -> Chart | None:
     pipelines = ", ".join(sorted({r["pipeline"] for r in judged}))
     caption = (
         f"Top-1 of the selected ticket on each set, pipeline {pipelines}; {spread(judged)}, of one"
-        f" trial the 95% bootstrap interval. {published.ABOUT}, where the set is one of its five."
+        " trial the 95% bootstrap interval."
     )
+    if any(r["series"] == published.NAME for r in rows):
+        caption += f" {published.ABOUT}, where the set is one of its five."
     build = lambda r: charts.by_density(r, "top-1 (%)")  # noqa: E731
     return charts.made("sets_by_density", "Accuracy on every judged set", caption, rows, build)
 

@@ -94,6 +94,19 @@ def test_a_filter_takes_a_series_out_of_charts_and_summary(opened):
     assert one.locator("#summary-table tbody tr:visible").count() == 2
 
 
+def test_a_filter_takes_a_trial_out_of_the_summary_and_of_what_shows_it_by_itself(opened):
+    one = opened()
+    rows = one.locator("#summary-table tbody tr:visible").count()
+    assert one.locator("input[data-trial]").count() == 2
+    one.locator("input[data-trial][value='1']").uncheck()
+    assert one.locator("#summary-table tbody tr:visible").count() == rows / 2
+    trials = one.evaluate(
+        "() => report.charts.sets_by_density && rowsOf({columns: ['trial'], values: [[0], [1], [null]]})"
+        ".filter((row) => shown(row, filter())).map((row) => row.trial ?? 'all')"
+    )
+    assert trials == [0, "all"]
+
+
 def test_the_summary_sorts_by_keyboard(opened):
     one = opened()
     button = one.locator("#summary-table th button", has_text="weights left")
