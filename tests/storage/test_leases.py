@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -169,6 +170,27 @@ def test_a_holder_that_cannot_renew_ends_once_its_lease_has_run_out(bucket, obje
         object_store.tell("fail")
         assert time.time() > left_behind(bucket / "run")["until"]
         assert "could not be renewed for 1 s" in process.stderr.read()
+
+
+def test_a_holder_whose_bucket_is_gone_ends_and_its_end_is_no_error(bucket, object_store):
+    with held_elsewhere(bucket / "run") as process:
+        object_store.tell("fail", 404, ".lock")
+        assert process.wait(20) == 1
+        object_store.tell("fail")
+        assert f"lost its lock. The one of {bucket / 'run'} was removed" in process.stderr.read()
+    with held_elsewhere(bucket / "other", seconds=20) as process:
+        object_store.tell("fail", 404, ".lock")
+        _, said = process.communicate("")
+        object_store.tell("fail")
+        assert (process.returncode, "Traceback" in said) == (0, False), said
+
+
+def test_the_last_try_is_before_the_end_of_the_lease(bucket, monkeypatch):
+    lease, tried = leases.Lease(bucket / "run", 40.0, print), threading.Event()
+    monkeypatch.setattr(lease, "_renew", lambda: (tried.set(), lease._done.set()))
+    lease.until = time.time() + 0.2  # a quarter of the lease would be 10 s
+    lease._thread.start()
+    assert tried.wait(5)
 
 
 def test_a_write_whose_answer_was_lost_is_known_as_its_own(bucket, object_store):
