@@ -253,9 +253,13 @@ class Setups:
             self._made[key] = make_setup(config, members, self.together, self._data)
         return self._made[key]
 
+    def source(self, config: Config) -> Source:
+        """Opened once for all."""
+        return source_of(config, self._data)
+
     def dense_masks(self, config: Config) -> Tree:
         """Of the network that such a config trains."""
-        source = source_of(config, self._data)
+        source = self.source(config)
         model = build_model(config.model.name, source.num_classes, "float32", options_of(config, "model"))
         return masking.dense(count_uses(model, source.image_shape)[0], config.masks.prunable)
 

@@ -272,7 +272,9 @@ def train_one(config: Config, save: str) -> dict[str, Any]:
             f"{config.optim.ni:,} steps of {config.feed.batch_size} · seed {run.config.seed} · "
             f"{run.config.precision} on {describe_devices(config)} → {folder}"
         )
-        [result] = train([run], Setups(), folder / paths.STATES, progress, folder.name)
+        setups = Setups()
+        setups.source(run.config)  # what is missing is told before a folder is made
+        [result] = train([run], setups, folder / paths.STATES, progress, folder.name)
     assert result is not None
     progress.line(summary(result, folder))
     judged = judge_best(run.config, folder, datasets)

@@ -56,6 +56,13 @@ def test_the_whole_story_is_told_once_and_quietly(script, tmp_path):
     assert "32,128 of 50,200 prunable (0.6400)" in judged.stdout
 
 
+@pytest.mark.parametrize("name", ["train", "imp"])
+def test_without_its_images_a_run_is_refused_before_a_folder_is_made(name, script, tmp_path):
+    done = script(name, DIGITS, "--data_name=mnist", f"--data_root={tmp_path}", "--save=run")
+    assert "no train-images-idx3-ubyte" in one_line(done)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_digits_chain_tells_the_story_of_the_tickets(script, tmp_path):
     """The claims of the README, on the real chain: 3 trials, 18 pruned cycles, re-initialised controls."""
     config = f"--config={REPOSITORY / 'configs/imp/digits.py'}"
