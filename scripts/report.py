@@ -48,7 +48,7 @@ def main():
     pictures = examples.pictures(given["data_root"])
     before = gather.signature(folders)
     report.write(folders, out, given["against"], watch, pictures, examples.names)
-    while watch:
+    while watch:  # until Ctrl-C
         time.sleep(watch)
         now = gather.signature(folders)
         if now != before:

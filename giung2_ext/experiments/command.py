@@ -22,6 +22,7 @@ LOST = (
     "that one says. Start the same command in all of them to go on from the newest saved state"
 )
 NOT_A_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+NOT_THERE = (errno.ENOENT, errno.EPERM)  # the second: a file system of the kernel's own
 
 
 def guarded(work: Callable[[], None]) -> None:
@@ -37,8 +38,9 @@ def guarded(work: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _leave("interrupted", 130)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in NOT_A_PLACE + CANNOT_WRITE:
-            _leave(_describe(error), Refusal.status if error.errno in NOT_A_PLACE else Failure.status)
+        if isinstance(error, OSError) and error.errno in NOT_A_PLACE + NOT_THERE + CANNOT_WRITE:
+            mended = error.errno in CANNOT_WRITE
+            _leave(_describe(error), Failure.status if mended else Refusal.status)
         if said := _of_a_store(error):
             _leave(said, Failure.status)
         if not processes.joined():
@@ -52,6 +54,8 @@ def _describe(error: OSError) -> str:
     reason = error.strerror or os.strerror(error.errno or 0)
     if error.errno in NOT_A_PLACE:
         return f"not a folder to write to ({reason}){place}"
+    if error.errno in NOT_THERE:
+        return f"cannot read or write ({reason}){place}: is it there, and may it be made there?"
     hint = "what was saved before is whole; mend that and run the same command again"
     return f"cannot read or write ({reason}){place}; {hint}"
 
@@ -61,6 +65,8 @@ def _of_a_store(error: Exception) -> str:
     said = (str(error).splitlines() or [""])[0]
     if isinstance(error, ImportError) and "gcsfs" in said:
         return "gs:// needs gcsfs: pip install -e '.[gcs]'"
+    if isinstance(error, ImportError) and said.startswith("Install "):  # by fsspec
+        return f"expected a directory or gs://BUCKET/FOLDER, not another store ({said})"
     if type(error).__module__.startswith("aiohttp."):
         return f"the object store does not answer ({said[:300]}); once it does, the same command goes on"
     if type(error).__module__.startswith(("gcsfs.", "google.")) or said.startswith("Forbidden: "):

@@ -6,6 +6,7 @@ import re
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.training import accumulation, chips
@@ -47,10 +48,24 @@ class Place(NamedTuple):
         return self.devices[0].platform == "tpu"
 
 
+def _named(topology: str) -> str | None:
+    """What Google's name of a slice, such as v4-32, is here; those of v2, v3, v4 and v5p count cores."""
+    found = re.fullmatch(r"(v[2-6]\w*?)(?:litepod)?-(\d+)", topology)
+    if found is None:
+        return None
+    kind = "v5e" if "litepod" in topology else found[1]
+    chips = int(found[2]) // (2 if kind in ("v2", "v3", "v4", "v5p") else 1)
+    sides, solid = [1, 1, 1], kind in ("v4", "v5p")
+    while np.prod(sides) * 2 <= chips:
+        sides[sides.index(min(sides[:2] if np.prod(sides) < 4 or not solid else sides))] *= 2
+    shape = "x".join(map(str, sorted(sides) if chips > 4 or not solid else sides))
+    return f"that is {chips} chips: {kind}:{shape if solid else shape.removeprefix('1x')}, if they lie so"
+
+
 def _reason(said: str) -> str:
     """What libtpu says of a slice, in words that say what to do."""
     usage = "write NAME:SHAPE in chips, such as v3:2x2, v4:2x2x1, v5e:4x4, v5p:2x2x1, v6e:2x4"
-    if "libtpu" in said or "Unable to" in said:
+    if "libtpu" in said or "Unable to" in said or "not installed" in said:
         return "it needs libtpu: pip install -e '.[tpu]'"
     if "does not match regex" in said:
         return usage
@@ -75,7 +90,7 @@ def open_place(topology: str | None) -> Place:
     try:
         devices = list(topologies.get_topology_desc(topology, "tpu", **options).devices)
     except Exception as error:  # of many kinds, by what is wrong
-        raise Refusal(f"--topology={topology}: {_reason(str(error))}") from error
+        raise Refusal(f"--topology={topology}: {_named(topology) or _reason(str(error))}") from error
     chip = chips.of(devices[0].device_kind)
     if chip is None:
         raise Refusal(f"--topology={topology}: nothing is known of a {devices[0].device_kind}")

@@ -25,7 +25,7 @@ LIGHT = ["#1b4f8f", "#b5400f", "#2f6b2f", "#7a3d7a", "#7a6510", "#1d7373", "#a02
 DARK = ["#8ab8ff", "#ff9d73", "#8fd18f", "#d9a0d9", "#e0c65a", "#6fd0d0", "#ff8fa8", "#c4c4c4"]
 
 
-def theme(text: str, grid: str, back: str, colours: list[str], heat: str) -> Row:
+def theme(text: str, grid: str, back: str, colours: list[str], ramp: list[float]) -> Row:
     axis = {
         "labelColor": text,
         "titleColor": text,
@@ -48,15 +48,15 @@ def theme(text: str, grid: str, back: str, colours: list[str], heat: str) -> Row
         "range": {
             "category": colours,
             "symbol": SHAPES,
-            "heatmap": {"scheme": heat},
-            "ramp": {"scheme": heat},
+            "heatmap": {"scheme": "viridis"},
+            "ramp": {"scheme": "viridis", "extent": ramp},  # what can be seen on the ground
         },
     }
 
 
 THEMES = {
-    "light": theme("#1c1c1c", "#dddddd", "#ffffff", LIGHT, "viridis"),
-    "dark": theme("#ececec", "#444444", "#16181c", DARK, "viridis"),
+    "light": theme("#1c1c1c", "#dddddd", "#ffffff", LIGHT, [0.0, 0.85]),
+    "dark": theme("#ececec", "#444444", "#16181c", DARK, [0.3, 1.0]),
 }
 
 
@@ -121,12 +121,43 @@ def tooltips(rows: Sequence[Row]) -> list[Any]:
 def styled(rows: Sequence[Row], field: str = "series") -> tuple[Any, Any, Any]:
     """Colour, dash and shape of a field, in the order of the rows."""
     names = list(dict.fromkeys(r[field] for r in rows))
-    span = lambda values: [values[i % len(values)] for i in range(len(names))]  # noqa: E731
+    where = f"{field}:N"
     return (
-        alt.Color(f"{field}:N", scale=alt.Scale(domain=names), title=None),
-        alt.StrokeDash(f"{field}:N", scale=alt.Scale(domain=names, range=span(DASHES)), title=None),
-        alt.Shape(f"{field}:N", scale=alt.Scale(domain=names, range=span(SHAPES)), title=None),
+        alt.Color(where, scale=alt.Scale(domain=names), title=None),
+        alt.StrokeDash(where, scale=alt.Scale(domain=names, range=spread(DASHES, names)), title=None),
+        alt.Shape(where, scale=alt.Scale(domain=names, range=spread(SHAPES, names)), title=None),
     )
+
+
+def spread(looks: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    """One for each name; where colours begin again, these are others."""
+    return [looks[(i + i // len(looks)) % len(looks)] for i in range(len(names))]
+
+
+def alike(chart: Chart, order: Sequence[str]) -> Chart:
+    """With the looks that each series has in every chart of a page, whose series are in this order."""
+
+    def walk(node: Any) -> None:
+        if isinstance(node, list):
+            for child in node:
+                walk(child)
+        elif isinstance(node, dict):
+            scale = node.get("scale")
+            if node.get("field") == "series" and isinstance(scale, dict) and "domain" in scale:
+                names = scale["domain"]
+                everyone = [*order, *(name for name in names if name not in order)]
+                scale["domain"] = everyone
+                if "range" in scale:
+                    scale["range"] = spread(
+                        DASHES if isinstance(scale["range"][0], list) else SHAPES, everyone
+                    )
+                node["legend"] = {"values": names}
+            for child in node.values():
+                walk(child)
+
+    if any(row.get("series") in order for row in chart.rows):
+        walk(chart.spec)
+    return chart
 
 
 def panels(rows: Sequence[Row], field: str = "panel") -> Any:
@@ -184,10 +215,11 @@ def heat(
     colour = alt.Color(f"{value}:Q", scale=scale, title=titles[2], legend=alt.Legend(gradientLength=200))
     cells = [base.mark_rect().encode(color=colour, tooltip=tooltips(rows))]
     if ys <= 24 and xs <= 24:
-        middle = 0.25 if log else 0.6
+        low, high = (end(max(r[value], 1e-9) for r in rows) for end in (min, max))
+        middle = low * (high / low) ** 0.65 if log else low + 0.65 * (high - low)
         ink = alt.condition(f"datum.{value} > {middle}", alt.value("black"), alt.value("white"))
         cells.append(
-            base.mark_text(fontSize=9).encode(text=alt.Text(f"{value}:Q", format=".2~f"), color=ink)
+            base.mark_text(fontSize=9).encode(text=alt.Text(f"{value}:Q", format=".2~g"), color=ink)
         )
     size = {"width": min(max(120, 28 * xs), 760), "height": max(60, (22 if ys <= 24 else 11) * ys)}
     layered = alt.layer(*cells, data=source()).properties(**size)
@@ -198,7 +230,7 @@ def curves(rows: list[Row]) -> Any:
     """Accuracy along training, a panel for each series and split, colour by density."""
     data = [r for r in rows if r["density"]]
     low = min((r["density"] for r in data), default=0.01)
-    scale = alt.Scale(type="log", scheme="viridis", domain=[min(low, 0.99), 1])
+    scale = alt.Scale(type="log", domain=[min(low, 0.99), 1])
     colour = alt.Color(
         "density:Q", scale=scale, title="density", legend=alt.Legend(type="gradient", gradientLength=200)
     )

@@ -25,12 +25,16 @@ def draw(gathered: Gathered, cycles: Sequence[Row], judged: Sequence[Row], reade
     found += masks_over_time(gathered, reader)
     found += [layers(gathered), *overlaps(gathered, masks), weights(gathered, masks, reader)]
     found += [reliability(gathered, reader), calibration(judged), lineage(gathered)]
-    return [chart for chart in found if chart is not None]
+    return [charts.alike(chart, gathered.series) for chart in found if chart is not None]
 
 
 def spread(rows: Sequence[Row]) -> str:
     trials = max(len({r["trial"] for r in rows if r["series"] == s}) for s in {r["series"] for r in rows})
-    return f"mean of {trials} trials, bars of one standard deviation" if trials > 1 else "one trial"
+    return (
+        f"mean of {trials} trials, bars of one standard deviation"
+        if trials > 1
+        else "one trial, bars of its 95% interval"
+    )
 
 
 def averaged(rows: Sequence[Row], value: str, ends: tuple[str, str] | None, panel: str) -> list[Row]:
@@ -56,14 +60,15 @@ def accuracy(cycles: Sequence[Row], gathered: Gathered) -> Chart | None:
     untrained = averaged(cycles, "start", None, "before the first step")
     rows += untrained
     classes = {run.meta.get("num_classes") for run in gathered.shown if run.result}
-    if len(classes) == 1 and (count := classes.pop()):
+    several = len({row["density"] for row in untrained}) > 1
+    if several and len(classes) == 1 and (count := classes.pop()):
         guess = {"series": "chance", "value": 100 / count, "low": None, "high": None, "trials": None}
         by_cycle = {row["cycle"]: row | guess for row in untrained}
         rows += by_cycle.values()
     caption = (
         "Test accuracy of the selected ticket, and of the same ticket before its first step, "
-        f"against the kept part of the prunable weights; {spread(cycles)}, of one trial the 95% "
-        "interval (Wilson) of trained ones."
+        f"against the kept part of the prunable weights; {spread(cycles)}. Intervals are Wilson's, of "
+        "trained ones."
     )
     build = lambda r: charts.by_density(r, "test accuracy (%)")  # noqa: E731
     return charts.made("accuracy_by_density", "Accuracy against density", caption, rows, build)
@@ -82,8 +87,8 @@ def shifts(judged: Sequence[Row]) -> Chart | None:
         return None
     pipelines = ", ".join(sorted({r["pipeline"] for r in judged}))
     caption = (
-        f"Top-1 of the selected ticket on each set, pipeline {pipelines}; {spread(judged)}, of one"
-        " trial the 95% bootstrap interval."
+        f"Top-1 of the selected ticket on each set, pipeline {pipelines}; {spread(judged)}. "
+        "Intervals are of a bootstrap."
     )
     if any(r["series"] == published.NAME for r in rows):
         caption += f" {published.ABOUT}, where the set is one of its five."
@@ -140,7 +145,7 @@ def masks_over_time(gathered: Gathered, reader: Reader) -> list[Chart | None]:
     found = []
     for run in gathered.shown:
         moved = run.place.folder / records.MOVES
-        if run.place.plain and moved.exists() and run.counts.get("layers"):
+        if run.place.plain and not run.place.trial and moved.exists() and run.counts.get("layers"):
             found.append(reader.read(f"{moved}", lambda run=run: mask_history.rows_of(run), ([], [])))
     return moving(found)
 
@@ -194,7 +199,12 @@ def layers(gathered: Gathered) -> Chart | None:
 
 def overlaps(gathered: Gathered, masks: dict[int, measure.Packed]) -> list[Chart | None]:
     found = measure.overlap_rows(gathered, masks)
-    within = [{k: r[k] for k in ("series", "a", "b", "overlap")} for r in found if r["kind"] == "cycles"]
+    arms = {run.series for run in gathered.shown if run.place.arm}
+    within = [
+        {k: r[k] for k in ("series", "a", "b", "overlap")}
+        for r in found
+        if r["kind"] == "cycles" and r["series"] not in arms
+    ]
     between = [r | {"cycle": r["a"]} for r in found if r["kind"] != "cycles"]
     rows: list[Row] = []
     for pair in dict.fromkeys(r["pair"] for r in between):
@@ -207,7 +217,7 @@ def overlaps(gathered: Gathered, masks: dict[int, measure.Packed]) -> list[Chart
                 ends = {"low": float(min(values)), "high": float(max(values)), "pairs": len(values)}
                 rows.append(row | {"density": density, "value": float(np.mean(values))} | ends)
     cycles = (
-        "Kept by both over kept by either, |a and b| / |a or b|, between the cycles of the first trial."
+        "Kept by both over kept by either, |a and b| / |a or b|, between the tickets of the first trial."
     )
     pairs = (
         "Overlap of masks between trials, and between methods (arms or runs) of the same trial, at one "

@@ -15,6 +15,7 @@ from giung2_ext.reports import standing, status
 from giung2_ext.storage import paths, predictions, records, tickets
 
 Row = dict[str, Any]
+SEED = "__seed="  # in the names that a sweep gives its runs
 SIGNS = (records.CONFIG, records.METRICS, records.MOVES, records.RESULT)
 
 
@@ -109,6 +110,10 @@ def places_of(run: str, root: epath.Path) -> Iterator[Place]:
         yield Place(run, trial, arm, int(cycle.name), cycle, root, False)
 
 
+def listed(folder: epath.Path) -> set[str]:
+    return standing.guarded(lambda: {entry.name for entry in folder.iterdir()}, set())
+
+
 class Reader:
     """Reads what can be read and collects what could not."""
 
@@ -130,9 +135,11 @@ class Reader:
 
     def run(self, place: Place, several: bool) -> Run | None:
         folder = place.folder
-        names = standing.guarded(lambda: {entry.name for entry in folder.iterdir()}, set())
-        if place.cycle is None and not place.plain and not names.intersection(SIGNS):
-            return None  # a chain without a rewind point of its own
+        names = listed(folder)
+        if not names.intersection((*SIGNS, paths.TICKETS)):
+            return None  # it begins just now, or is a chain without a rewind point of its own
+        if records.CONFIG not in names:
+            names = listed(folder)  # it may have begun as it was looked at
         found = standing.read_run(folder, names).standing
         state, why = found.state, found.why
         if records.CONFIG not in names:
@@ -196,12 +203,26 @@ def gather(folders: Sequence[epath.Path]) -> Gathered:
     """Every run at or below these folders."""
     found = [root for folder in folders for root in roots(folder)]
     reader, runs = Reader(), []
-    for name, root in called(found).items():
-        for place in places_of(name, root):
-            run = reader.run(place, len(found) > 1)
-            if run is not None:
-                runs.append(run)
+    for place in pooled([p for name, root in called(found).items() for p in places_of(name, root)]):
+        run = reader.run(place, len(found) > 1)
+        if run is not None:
+            runs.append(run)
+    if not runs:
+        raise Refusal(f"{', '.join(map(str, folders))}: no run has begun there")
     return Gathered(tuple(runs), tuple(reader.warnings))
+
+
+def pooled(places: Sequence[Place]) -> list[Place]:
+    """Runs of a sweep that differ in their seed alone are trials of one series."""
+    trials: dict[str, int] = {}
+    found = []
+    for place in places:
+        name, seeded, _ = place.run.rpartition(SEED)
+        if place.plain and seeded:
+            place = place._replace(run=name, trial=trials.setdefault(name, -1) + 1)
+            trials[name] = place.trial
+        found.append(place)
+    return found
 
 
 def signature(folders: Sequence[epath.Path]) -> frozenset[tuple[str, int, int]]:

@@ -137,7 +137,7 @@ def late_limits(panels: Sequence[Panel]) -> tuple[float, float]:
     ]
     low, high = min(map(min, late)), max(map(max, late))
     room = max(high - low, 0.1)
-    return low - room, high + 0.1 * room
+    return max(low - room, 0.0), high + 0.1 * room
 
 
 def panel_rows(panel: Panel, name: str) -> list[Row]:
@@ -196,7 +196,7 @@ def instability(chains: Mapping[str, Chain]) -> list[Chart | None]:
         splits.add(found["split"])
     about = "of the straight line between two tickets that were trained in another order of the data"
     high = f"Highest error {about}, minus the mean of its ends; {told(groups)}."
-    line = f"Error along it, by the percentage of weights remaining; {told(groups)}."
+    line = f"Error {about}, by the percentage of weights remaining; {told(groups)}."
     titles = ("place on the line between the two tickets", f"error on {' and '.join(sorted(splits))} (%)")
     build = lambda r: charts.along(r, "place", titles, zero=True)  # noqa: E731
     by_density = lambda r: charts.by_density(r, "instability (%)", zero=True)  # noqa: E731

@@ -64,12 +64,19 @@ def overlap_rows(gathered: Gathered, masks: Mapping[int, Packed]) -> list[Row]:
         kind = "cycles" if between_cycles else "trials" if own else "methods"
         row = {"kind": kind, "series": a.series, "a": a.cycle, "b": b.cycle, "overlap": value}
         pair = a.series if own else f"{a.series} and {b.series}"
-        if not own and a.place.trial != b.place.trial:
+        if not own and (a.place.trial != b.place.trial or not comparable(a, b)):
             continue
         rows.append(
             row | {"pair": pair, "trials": f"{a.place.trial}, {b.place.trial}", "chance": chance(a, b)}
         )
     return rows
+
+
+def comparable(a: Run, b: Run) -> bool:
+    """An arm with the tickets of its own chain, and the tickets of one run with another's."""
+    if a.place.arm or b.place.arm:
+        return a.place.run == b.place.run and not (a.place.arm and b.place.arm)
+    return True
 
 
 def histogram(weights: np.ndarray, kept: np.ndarray) -> np.ndarray:

@@ -31,12 +31,23 @@ async function draw(name) {
   const wanted = filter();
   const spec = structuredClone(chart.spec);
   spec.datasets = { rows: rowsOf(chart).filter((row) => shown(row, wanted)) };
-  if (spec.columns && window.innerWidth < 800) spec.columns = 1;
   const theme = root.dataset.theme === "dark" ? "dark" : "light";
-  const options = { actions: false, renderer: "svg", config: report.themes[theme], tooltip: { theme } };
+  const config = structuredClone(report.themes[theme]);
+  if (window.innerWidth < 800) {
+    const inner = spec.spec ?? spec;
+    if (spec.columns) spec.columns = 1;
+    if (inner.width) inner.width = Math.min(inner.width, window.innerWidth - 150);
+    config.legend.columns = 2;
+  }
+  const options = { actions: false, renderer: "svg", config, tooltip: { theme } };
   if (views[name]) views[name].finalize();
-  views[name] = await vegaEmbed(place.firstElementChild, spec, options);
+  delete views[name];
   place.dataset.drawn = theme;
+  if (!spec.datasets.rows.length) {
+    place.firstElementChild.textContent = "Nothing is chosen above.";
+    return;
+  }
+  views[name] = await vegaEmbed(place.firstElementChild, spec, options);
 }
 
 async function drawAll() {
@@ -100,9 +111,10 @@ function makeSortable(table) {
 }
 
 function filterTables() {
-  const wanted = filter(), words = document.getElementById("words").value.toLowerCase();
+  const wanted = filter(), words = document.getElementById("words").value.toLowerCase().split(/\s+/);
   for (const row of document.querySelectorAll("tr[data-series]")) {
-    const named = row.textContent.toLowerCase().includes(words);
+    const text = [...row.cells].map((td) => td.textContent.toLowerCase()).join(" ");
+    const named = words.every((word) => text.includes(word));
     row.hidden = !wanted.series(row.dataset.series) || !wanted.trial(row.dataset.ofTrial) || !named;
   }
 }

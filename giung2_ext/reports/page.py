@@ -119,6 +119,7 @@ def render(
 
     more = listings(gathered, rows)
     states = [run.state for run in gathered.shown]
+    one = "run" if len(states) == 1 else "runs"
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     sections = [("warnings", "Warnings"), ("summary", "Summary"), *((c.name, c.title) for c in drawn)]
     sections += [("flips", "Flips"), *((one[0], one[1]) for one in more)]
@@ -130,7 +131,7 @@ def render(
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     return environment.from_string(file_of("page.html")).render(
         title=", ".join(gathered.names),
-        counts=f"{len(states)} runs: {counts}.",
+        counts=f"{len(states)} {one}: {counts}.",
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         watch=watch,
         series=gathered.series,

@@ -1,8 +1,9 @@
 """What a reader of the numbers must know, said plainly."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 
-from giung2_ext.reports import summary
+from giung2_ext.reports import standing, summary
 from giung2_ext.reports.gather import Gathered
 
 
@@ -21,12 +22,37 @@ def about(gathered: Gathered) -> str:
 
 def warnings(gathered: Gathered) -> list[str]:
     return [
+        *likeness(gathered),
         *selection(gathered),
         *seeds(gathered),
         *pipelines(gathered),
         *images(gathered),
         *unfinished(gathered),
     ]
+
+
+UNLIKE = {
+    "networks": lambda recipe: recipe["model"]["name"],
+    "sets of images": lambda recipe: recipe["data"]["name"],
+    "numbers of steps": lambda recipe: f"{recipe['optim']['ni']:,}",
+    "rules to select by": lambda recipe: recipe["evaluation"].get("select_by", "accuracy"),
+}
+
+
+def likeness(gathered: Gathered) -> list[str]:
+    """What sets several runs apart that are shown side by side."""
+    lines = []
+    for what, read in UNLIKE.items():
+        found: dict[str, str] = {}
+        for run in gathered.shown:
+            recipe = run.stored.get("recipe") if isinstance(run.stored, Mapping) else None
+            value = standing.guarded(lambda recipe=recipe, read=read: read(recipe), None)
+            if value is not None:
+                found.setdefault(run.place.run, value)
+        if len(set(found.values())) > 1:
+            told = ", ".join(f"{name} {value}" for name, value in found.items())
+            lines.append(f"The runs are of different {what}: {told}.")
+    return lines
 
 
 def selection(gathered: Gathered) -> list[str]:

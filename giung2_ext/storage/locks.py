@@ -58,7 +58,7 @@ def _make(folder: epath.Path) -> None:
     except OSError as error:
         if error.errno not in NOWHERE:  # such as a full disk: to be mended, and gone on from
             raise
-        raise Refusal(f"{folder} cannot be made ({error.strerror}): choose another --save") from error
+        raise Refusal(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
 
 
 def _taken(file: TextIO) -> bool:

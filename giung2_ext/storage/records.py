@@ -241,5 +241,8 @@ def write_result(folder: epath.Path, result: dict[str, Any]) -> None:
 
 def read_result(folder: epath.Path) -> dict[str, Any] | None:
     """None of an unfinished run. Selection was by accuracy before there was a choice."""
-    result = read_json(folder / RESULT)
+    try:
+        result = read_json(folder / RESULT)
+    except Refusal as error:
+        raise Refusal(f"{error}. Remove it, and the same command trains this run again") from error
     return None if result is None else {"selected_by": "accuracy"} | result
