@@ -13,6 +13,7 @@ tables too.
                    stand beside those of its largest weights
 """
 
+import contextlib
 import sys
 import time
 
@@ -48,12 +49,13 @@ def main():
     pictures = examples.pictures(given["data_root"])
     before = gather.signature(folders)
     report.write(folders, out, given["against"], watch, pictures, examples.names)
-    while watch:  # until Ctrl-C
-        time.sleep(watch)
-        now = gather.signature(folders)
-        if now != before:
-            report.write(folders, out, given["against"], watch, pictures, examples.names)
-            before = now
+    with contextlib.suppress(KeyboardInterrupt):  # which ends the watch
+        while watch:
+            time.sleep(watch)
+            now = gather.signature(folders)
+            if now != before:
+                report.write(folders, out, given["against"], watch, pictures, examples.names)
+                before = now
 
 
 if __name__ == "__main__":

@@ -152,8 +152,13 @@ def render(
     )
 
 
-def write_files(drawn: Sequence[Chart], summarised: tables.Table, out: epath.Path) -> None:
-    """Every figure as PNG and PDF, and the data of each and the summary as tables."""
+def write_files(
+    drawn: Sequence[Chart], summarised: tables.Table, rows: Sequence[Row], out: epath.Path
+) -> None:
+    """Every figure as PNG and PDF, and the data of each and the summary as tables.
+
+    The summary is as it is read in .md and .tex, and plain numbers in .csv.
+    """
     import vl_convert
 
     for folder in ("figures", "tables"):
@@ -164,7 +169,10 @@ def write_files(drawn: Sequence[Chart], summarised: tables.Table, out: epath.Pat
         paths.write_bytes(out / f"figures/{chart.name}.pdf", vl_convert.vega_to_pdf(spec))
         cells = [["" if v is None else str(v) for v in row] for row in chart.values]
         tables.write(out / "tables", chart.name, [chart.columns, *cells], tables.write_csv)
-    tables.write(out / "tables", "summary", summarised, tables.write_csv)
+    plain = [["" if v is None else str(v) for v in row.values()] for row in rows]
+    tables.write(
+        out / "tables", "summary", summarised, lambda table: tables.write_csv([[*rows[0]], *plain])
+    )
 
 
 def write_page(
@@ -187,7 +195,7 @@ def write_page(
     drawn = drawing.draw(gathered, rows, judged, reader)
     flips = pictured(measure.flip_rows(gathered, reader), gathered, pictures, names, reader)
     told = list(dict.fromkeys([*warnings.warnings(gathered), *gathered.warnings, *reader.warnings]))
-    write_files(drawn, table, out)
+    write_files(drawn, table, summary.plain(rows, judged), out)
     page = render(gathered, rows, table, drawn, flips, told, watch)
     paths.write_bytes(out / PAGE, page.encode())
     return Written(out, drawn, told)

@@ -104,6 +104,16 @@ def key(row: Row) -> tuple[str, int, int]:
     return row["series"], row["trial"], row["cycle"]
 
 
+def plain(rows: Sequence[Row], judged: Sequence[Row]) -> list[Row]:
+    """The rows with what each was judged to be: top-1 and ECE on every set."""
+    found: dict[tuple[str, int, int], Row] = {}
+    for r in judged:
+        own = {f"{r['dataset']}_{part}": r[part] for part in ("top1", "low", "high", "ece")}
+        found.setdefault(key(r), {}).update(own)
+    names = dict.fromkeys(name for own in found.values() for name in own)
+    return [row | dict.fromkeys(names) | found.get(key(row), {}) for row in rows]
+
+
 def sets_of(judged: Sequence[Row]) -> list[str]:
     return in_order({r["dataset"] for r in judged})
 

@@ -111,8 +111,13 @@ def test_micro_batches_that_are_counted_and_do_not_fit_are_told_and_not_refused(
 
 
 def test_a_slice_that_no_tpu_has_is_refused(slice_of):
-    with pytest.raises(Refusal, match="--topology=v5litepod-8: write NAME:SHAPE in chips, such as v3:2x2"):
-        slice_of("v5litepod-8")
+    with pytest.raises(Refusal, match="--topology=v3: write NAME:SHAPE in chips, such as v3:2x2"):
+        slice_of("v3")
+    named = {"v5litepod-8": "v5e:2x4", "v4-32": "v4:2x2x4", "v5p-16": "v5p:2x2x2", "v6e-256": "v6e:16x16"}
+    for name, shape in named.items():  # as Google names slices
+        with pytest.raises(Refusal, match=rf"{name}: that is \d+ chips: {shape}, if they lie so"):
+            slice_of(name)
+        assert slice_of(shape).devices
     with pytest.raises(Refusal, match="v3:9x9: a host of it has 2x2x1 chips, which do not fill that shape"):
         slice_of("v3:9x9")
     with pytest.raises(Refusal, match="v7:2x2: there is no such TPU; write NAME:SHAPE"):

@@ -56,6 +56,13 @@ def test_the_whole_story_is_told_once_and_quietly(script, tmp_path):
     assert "32,128 of 50,200 prunable (0.6400)" in judged.stdout
 
 
+@pytest.mark.parametrize("out", ["/proc/y", "s3://bucket/x"])
+def test_a_place_that_cannot_be_is_one_line(out, script, train, tmp_path):
+    train(tmp_path / "run", DIGITS, "--optim_ni=2")
+    said = one_line(script("report", "run", f"--out={out}"), 2 if "proc" in out else 1)
+    assert "cannot read or write" in said if "proc" in out else "expected a directory or gs://" in said
+
+
 @pytest.mark.parametrize("name", ["train", "imp"])
 def test_without_its_images_a_run_is_refused_before_a_folder_is_made(name, script, tmp_path):
     done = script(name, DIGITS, "--data_name=mnist", f"--data_root={tmp_path}", "--save=run")

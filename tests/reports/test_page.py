@@ -11,7 +11,7 @@ from test_figures import make_chain, make_masks
 
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
-from giung2_ext.reports import gather, measure, page, published, summary
+from giung2_ext.reports import gather, measure, page, published, summary, warnings
 from giung2_ext.storage import paths, predictions, records
 
 
@@ -79,7 +79,8 @@ def test_numbers_of_the_page_are_those_of_the_results(folder):
     with (written.folder / "tables/summary.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(points)
-    assert {r["weights left"] for r in rows} == {f"{p.result['kept']:,}" for p in points}
+    assert [int(r["kept"]) for r in rows] == [p.result["kept"] for p in points]
+    assert [float(r["test"]) for r in rows] == pytest.approx([p.accuracy("best") for p in points])
 
 
 def test_overlaps_of_packed_masks_are_those_of_the_masks(folder):
@@ -176,15 +177,72 @@ def test_several_runs_are_series_side_by_side(folder):
     make_chain(folder / "b", 1)
     written = page.write_page([folder / "a", folder / "b"], folder / "both")
     assert data_of(written)["series"] == ["a tickets", "a reinit", "b tickets", "b reinit"]
-    assert "a tickets and b tickets" in {
-        r["panel"] for r in rows_of(data_of(written), "mask_overlap_pairs")
-    }
+    pairs = {r["panel"] for r in rows_of(data_of(written), "mask_overlap_pairs")}
+    assert pairs == {"a tickets and a reinit", "b tickets and b reinit", "a tickets and b tickets"}
 
 
-def begin(run, words, **session):
+def looks(chart):
+    """{series: (place of its colour, dash, shape)} of a chart."""
+    found = {}
+
+    def walk(node):
+        for child in node if isinstance(node, list) else node.values() if isinstance(node, dict) else ():
+            walk(child)
+        if isinstance(node, dict) and node.get("field") == "series" and "domain" in node.get("scale", {}):
+            scale = node["scale"]
+            for i, name in enumerate(scale["domain"]):
+                look = str(scale["range"][i]) if "range" in scale else str(i % 8)
+                found.setdefault(name, set()).add(look)
+
+    walk(chart.spec)
+    return {name: tuple(sorted(found[name])) for name in found}
+
+
+def test_a_series_looks_the_same_in_every_chart_and_like_no_other(folder):
+    names = [f"r{i}" for i in range(10)]
+    for name in names:
+        make_chain(folder / name, 1)
+    gathered = gather.gather([folder / name for name in names])
+    assert len(gathered.series) == 20
+    written = page.write_page([folder / name for name in names], folder / "all")
+    of = {chart.name: looks(chart) for chart in written.charts}
+    first = of["accuracy_by_density"]
+    assert set(gathered.series) <= first.keys()
+    assert len({first[name] for name in gathered.series}) == 20
+    for name in ("mask_overlap_pairs", "robustness"):
+        assert all(of[name][s] == first[s] for s in gathered.series if name in of and s in of[name])
+
+
+def test_seeds_of_a_sweep_are_trials_of_one_series(folder):
+    for name in ("set__seed=0", "set__seed=1", "rigl__lr=0.1__seed=0", "alone"):
+        begin(folder / name, ["train.py"])
+    gathered = gather.gather([folder])
+    assert gathered.series == ["alone", "rigl__lr=0.1", "set"]
+    assert [r.place.trial for r in gathered.shown if r.series == "set"] == [0, 1]
+    assert gathered.names == ["alone", "rigl__lr=0.1", "set"]
+
+
+def test_unlike_runs_side_by_side_are_warned_of(folder):
+    begin(folder / "a", ["train.py"])
+    begin(folder / "b", ["train.py"], ni=2000)
+    told = warnings.warnings(gather.gather([folder]))
+    assert "The runs are of different numbers of steps: a 100, b 2,000." in told
+    assert not any("different rules" in line for line in told)
+
+
+def test_a_cycle_that_begins_just_now_is_not_damaged(folder):
+    make_chain(folder, 1)
+    (folder / "003").mkdir()
+    (folder / "003/.lock").write_text("1 on here")
+    gathered = gather.gather([folder])
+    assert max(run.cycle for run in gathered.shown) == 2
+    assert not any("003" in line for line in gathered.warnings)
+
+
+def begin(run, words, ni=100, **session):
     """A run that has begun to train and has no result."""
     run.mkdir(parents=True)
-    recipe = {"evaluation": {"select_on": "holdout"}, "optim": {"ni": 100}, "seed": 0}
+    recipe = {"evaluation": {"select_on": "holdout"}, "optim": {"ni": ni}, "seed": 0}
     environment = {"command": words, "executable": "python", "directory": "/"}
     records.record_session(run, recipe, {"environment": environment, "placement": {}, **session})
     rows = [{"step": s, "split": "holdout", "accuracy": 0.5, "loss": 1.0} for s in (0, 10, 20)]
