@@ -231,9 +231,8 @@ def curves(rows: list[Row]) -> Any:
     data = [r for r in rows if r["density"]]
     low = min((r["density"] for r in data), default=0.01)
     scale = alt.Scale(type="log", domain=[min(low, 0.99), 1])
-    colour = alt.Color(
-        "density:Q", scale=scale, title="density", legend=alt.Legend(type="gradient", gradientLength=200)
-    )
+    told = [value for value in (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01) if value >= low]
+    colour = alt.Color("density:Q", scale=scale, title="density", legend=alt.Legend(values=told))
     base = alt.Chart(source()).encode(
         x=alt.X("step:Q", title="step"),
         y=alt.Y("accuracy:Q", title="accuracy (%)", scale=alt.Scale(zero=False)),
@@ -244,7 +243,7 @@ def curves(rows: list[Row]) -> Any:
     drawn = base.mark_line(point={"size": 18, "invalid": None}, strokeWidth=1.2, invalid=None).properties(
         width=310, height=230
     )
-    return drawn.facet(facet=panels(rows), columns=2)
+    return drawn.facet(facet=panels(rows), columns=2).resolve_scale(x="independent")
 
 
 def scatter(rows: list[Row]) -> Any:
