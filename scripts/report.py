@@ -23,7 +23,6 @@ from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import command, examples
 from giung2_ext.experiments.flags import convert, parse_own
 from giung2_ext.reports import gather, report
-from giung2_ext.storage import paths
 
 OWN = {"against": None, "out": None, "watch": None, "data_root": None}
 EVERY = "30"
@@ -39,10 +38,10 @@ def main():
     if not names or (len(names) > 1 and (given["against"] or not given["out"])):
         raise Refusal(
             "usage: python scripts/report.py DIR [DIR …] [--out=DIR] [--watch] [--against=TICKET], DIR a "
-            "folder of imp.py or train.py; several need --out, and --against is of one"
+            "folder of imp.py, train.py or sweep.py; several need --out, and --against is of one"
         )
     folders = [epath.Path(name) for name in names]
-    out = epath.Path(given["out"]) if given["out"] else folders[0] / paths.REPORT
+    out = epath.Path(given["out"]) if given["out"] else None
     watch = convert(given["watch"], int, False, "watch") if given["watch"] else None
     if watch is not None and watch < 1:
         raise Refusal(f"--watch must be at least 1 second, got {watch}")

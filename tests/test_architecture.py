@@ -112,6 +112,20 @@ def test_training_on_arrays_needs_no_more_than_jax_flax_optax_orbax_and_ml_colle
     assert (tmp_path / "run/last.ckpt/arrays.npz").exists()
 
 
+def test_a_chain_needs_no_package_of_its_page(tmp_path):
+    arguments = [
+        f"--config={REPOSITORY / 'configs/imp/digits.py'}:smoke",
+        *("--optim_ni=2", "--config.chain.trials=1", "--config.chain.arms=", "--config.chain.cycles=1"),
+        f"--save={tmp_path / 'run'}",
+    ]
+    absent = ("altair", "vl_convert", "jinja2", "PIL", "simplejpeg", "cv2")
+    code = BARE.format(absent=absent, arguments=arguments, script=str(REPOSITORY / "scripts/imp.py"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "no page and no figures: the page needs " in done.stdout
+    assert (tmp_path / "run/report/report.md").exists()
+
+
 @pytest.mark.parametrize("name", ["torch", "libtpu", "wandb", "tensorboardX", "playwright", "tensorflow"])
 def test_tests_that_need_what_the_test_command_does_not_install_skip_themselves(name):
     for file in (REPOSITORY / "tests").rglob("test_*.py"):

@@ -36,6 +36,10 @@ def test_no_number_is_missing_and_what_is_named_exists(page):
     assert not re.search(r"MEASURED|NEWEST|TODO|^BENCHMARKS", text, re.MULTILINE)
     for name in re.findall(r"(?:scripts|configs)/[\w/]+\.py", text):
         assert (REPOSITORY / name).exists(), name
+    if page.parent.name in ("configs", "scripts"):
+        for name in re.findall(r"`(\w[\w/]*\.py)\b", text):
+            found = [*REPOSITORY.glob(f"configs/**/{name}"), *REPOSITORY.glob(f"scripts/**/{name}")]
+            assert found or (REPOSITORY / name).exists(), name
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
         place, _, anchor = target.partition("#")
         linked = page.parent / place if place else page

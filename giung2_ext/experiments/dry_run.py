@@ -67,7 +67,7 @@ def describe(config: Config, save: str, chained: bool) -> list[str]:
         *_network(drawn, config),
         *(_cycles(drawn, config) if chained else ()),
         *_schedule(config, drawn),
-        *_memory(drawn, config),
+        *_memory(drawn),
         *_storage(drawn, runs),
         *_data(config),
         *_time(drawn, runs),
@@ -120,7 +120,7 @@ def _state_bytes(drawn: Blueprint) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _memory(drawn: Blueprint, config: Config) -> Iterator[str]:
+def _memory(drawn: Blueprint) -> Iterator[str]:
     each = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(drawn.state.replace(step=None, key=None))

@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 import giung2_ext.data.sources
 from giung2_ext.core import discovery
 from giung2_ext.core.errors import Refusal
-from giung2_ext.data import classes, images
+from giung2_ext.data import classes
 from giung2_ext.experiments.feeding import KIND
 from giung2_ext.experiments.judging import Dataset, open_dataset
 
@@ -23,6 +22,8 @@ SIDE = 96  # pixels, at most
 
 def pictures(data_root: str | None) -> Callable[[Mapping[str, Any], str, int], bytes | None]:
     """A function that finds a small JPEG of an example, by what a ticket says of its data."""
+
+    from giung2_ext.data import images
 
     @functools.cache
     def opened(own: str, name: str) -> Dataset | None:
@@ -56,6 +57,8 @@ def names(dataset: str) -> Sequence[str] | None:
 
 def jpeg(pixels: np.ndarray) -> bytes:
     """Small, its values stretched over 0 to 255 where they are no bytes of a photograph."""
+    from PIL import Image
+
     if pixels.shape[-1] == 1:
         pixels = np.repeat(pixels, 3, axis=-1)
     if pixels.dtype != np.uint8 or pixels.max() <= 16:

@@ -13,7 +13,6 @@ from giung2_ext.reports import charts, results, tables
 from giung2_ext.reports.charts import Chart
 from giung2_ext.storage import paths, predictions, records
 
-REPORT = paths.REPORT
 FAMILY = re.compile(r"imagenet[^:]*")  # a colon names another split
 
 
@@ -155,13 +154,16 @@ def write_tables(found: Mapping[str, tables.Table], report: epath.Path) -> str:
 
 
 def write_report(
-    folder: epath.Path | str, drawn: Sequence[Chart] = (), warned: Sequence[str] = ()
+    folder: epath.Path | str,
+    drawn: Sequence[Chart] = (),
+    warned: Sequence[str] = (),
+    out: epath.Path | None = None,
 ) -> epath.Path:
     """Writes the report of a chain as text, with what was drawn and warned of, and prints its table."""
     folder = epath.Path(folder)
     name = os.path.basename(os.path.abspath(folder))
     points = read_chain(folder)
-    report = folder / REPORT
+    report = out or folder / paths.REPORT
     report.mkdir(parents=True, exist_ok=True)
     instability = results.read_instability(folder, {p.result["tickets"]["last"] for p in points})
     found = {"table": tables.chain_table(points), "shifts": tables.shift_table(points)}

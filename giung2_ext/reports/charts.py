@@ -3,12 +3,17 @@
 Series are told apart by shape and dash as well as colour. Colours are the theme's, never a chart's.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import altair as alt
+from giung2_ext.reports.gather import Row
 
-Row = dict[str, Any]
+try:
+    import altair as alt
+except ImportError:  # which the page says; there are tables without it
+    alt = None
+
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [10, 3], [3, 1], [1, 3], [12, 2, 2, 2]]
 SHAPES = [
     "circle",
@@ -91,7 +96,13 @@ def made(
     """The chart, or None without rows; numbers have five digits."""
     if not rows:
         return None
-    rounded = [{k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in r.items()} for r in rows]
+
+    def short(value: Any) -> Any:
+        if not isinstance(value, float):
+            return value
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+
+    rounded = [{k: short(v) for k, v in r.items()} for r in rows]
     spec = build(rounded).to_dict(validate=False)
     spec.pop("config", None)
     return Chart(name, title, caption, rounded, spec)

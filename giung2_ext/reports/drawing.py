@@ -1,6 +1,6 @@
 """Which charts a report has, from the rows of its runs, and what the lines below them say."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,22 @@ BASE = "imagenet2012"
 def draw(gathered: Gathered, cycles: Sequence[Row], judged: Sequence[Row], reader: Reader) -> list[Chart]:
     """Every chart that there is something for."""
     masks = measure.masks_of(gathered, reader)
-    found = [accuracy(cycles, gathered), shifts(judged), robustness(judged), learning(gathered, reader)]
     own = chains(gathered, reader)
-    found += [lottery.early_stops(own), lottery.curves(own)]
-    found += reader.read(paths.INSTABILITY, lambda: lottery.instability(own), [])
-    found += masks_over_time(gathered, reader)
-    found += [layers(gathered), *overlaps(gathered, masks), weights(gathered, masks, reader)]
-    found += [reliability(gathered, reader), calibration(judged), lineage(gathered)]
+    parts: dict[str, Callable[[], Sequence[Chart | None]]] = {
+        "accuracy": lambda: [accuracy(cycles, gathered)],
+        "the sets": lambda: [shifts(judged), robustness(judged)],
+        "learning": lambda: [learning(gathered, reader)],
+        "early stops": lambda: [lottery.early_stops(own)],
+        "training curves": lambda: [lottery.curves(own)],
+        paths.INSTABILITY: lambda: lottery.instability(own),
+        records.MOVES: lambda: masks_over_time(gathered, reader),
+        "layers": lambda: [layers(gathered)],
+        "overlaps": lambda: overlaps(gathered, masks),
+        "weights": lambda: [weights(gathered, masks, reader)],
+        "calibration": lambda: [reliability(gathered, reader), calibration(judged)],
+        "lineage": lambda: [lineage(gathered)],
+    }
+    found = [chart for what, build in parts.items() for chart in reader.read(what, build, [])]
     return [charts.alike(chart, gathered.series) for chart in found if chart is not None]
 
 
@@ -126,7 +135,7 @@ def robustness(judged: Sequence[Row]) -> Chart | None:
 def chains(gathered: Gathered, reader: Reader) -> dict[str, lottery.Chain]:
     """The finished cycles of every chain, by its name where there are several."""
     runs = [run for run in gathered.shown if not run.place.plain]
-    several, found = len(gathered.names) > 1, {}
+    found = {}
     for name in dict.fromkeys(run.place.run for run in runs):
         own = [run for run in runs if run.place.run == name and run.result]
         points = [Point(r.place.trial, r.place.arm, r.cycle, r.place.folder, dict(r.result)) for r in own]
@@ -136,7 +145,7 @@ def chains(gathered: Gathered, reader: Reader) -> dict[str, lottery.Chain]:
             unstable = reader.read(
                 f"{root / paths.INSTABILITY}", lambda r=root, t=lasts: results.read_instability(r, t), None
             )
-            found[name if several else ""] = lottery.Chain(points, curves, unstable)
+            found[name if gathered.several else ""] = lottery.Chain(points, curves, unstable)
     return found
 
 
@@ -213,6 +222,7 @@ def overlaps(gathered: Gathered, masks: dict[int, measure.Packed]) -> list[Chart
             for what in ("overlap", "chance"):
                 values = [r[what] for r in own]
                 row = {"panel": pair, "series": "measured" if what == "overlap" else what, "cycle": cycle}
+                row |= {"run": own[0]["run"], "other": own[0]["other"]}
                 density = densities(gathered).get((own[0]["series"], cycle))
                 ends = {"low": float(min(values)), "high": float(max(values)), "pairs": len(values)}
                 rows.append(row | {"density": density, "value": float(np.mean(values))} | ends)
@@ -309,4 +319,4 @@ def lineage(gathered: Gathered) -> Chart | None:
 
 
 def lane(row: Row) -> str:
-    return "rewind point" if row["cycle"] < 0 else row["series"]
+    return "rewind point" if row["cycle"] < 0 and not row["arm"] else row["series"]

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from giung2_ext.core import accounting
 from giung2_ext.core.errors import Refusal
 from giung2_ext.reports import standing, status
-from giung2_ext.storage import paths, predictions, records, tickets
+from giung2_ext.storage import locks, paths, predictions, records, tickets
 
 Row = dict[str, Any]
 SEED = "__seed="  # in the names that a sweep gives its runs
@@ -54,6 +55,12 @@ class Run(NamedTuple):
         return self.place.cycle or 0
 
     @property
+    def usual(self) -> list[Mapping[str, Any]]:
+        """What it was judged to be, once a set: of several pipelines not `tf`, that of training."""
+        ordered = sorted(self.judged, key=lambda scores: scores["pipeline"] != "tf")
+        return list({scores["dataset"]: scores for scores in ordered}.values())
+
+    @property
     def counts(self) -> Mapping[str, Any]:
         return self.result or self.meta
 
@@ -61,6 +68,7 @@ class Run(NamedTuple):
 class Gathered(NamedTuple):
     runs: tuple[Run, ...]
     warnings: tuple[str, ...]
+    several: bool = False  # chains or runs, which series are then named after
 
     @property
     def shown(self) -> list[Run]:
@@ -106,6 +114,9 @@ def places_of(run: str, root: epath.Path) -> Iterator[Place]:
         return
     for trial, base in paths.trial_bases(root).items():
         yield Place(run, trial, "", None, base, root, False)
+    starts = {(trial, arm): cycle.parent for trial, arm, cycle in paths.chain_cycles(root) if arm}
+    for (trial, arm), base in starts.items():
+        yield Place(run, trial, arm, None, base, root, False)
     for trial, arm, cycle in paths.chain_cycles(root):
         yield Place(run, trial, arm, int(cycle.name), cycle, root, False)
 
@@ -145,7 +156,7 @@ class Reader:
         if records.CONFIG not in names:
             state, why = "damaged", f"it has no {records.CONFIG}"
         stored = self.read(
-            f"{folder}: {records.CONFIG}", lambda: records.read_json(folder / records.CONFIG), {}
+            f"{folder}: {records.CONFIG}", lambda: whole(records.read_json(folder / records.CONFIG)), {}
         )
         result = self.read(f"{folder}: {records.RESULT}", lambda: checked(records.read_result(folder)), {})
         best, meta = self.ticket(folder, names, result.get("selected_by", "accuracy"))
@@ -178,12 +189,28 @@ def typed(place: Place, stored: Mapping[str, Any]) -> str | None:
     return standing.guarded(read, None)
 
 
+def whole(stored: Any) -> Any:
+    """A config.json in which everything is what it should be, or an error."""
+    if stored is not None:
+        stored.get("recipe", {}).items()
+        for session in stored.get("sessions", ()):
+            session.get("environment", {}).get("packages", {}).items()
+    return stored
+
+
 def checked(result: Any) -> Any:
     """A result with what every figure needs, or an error that names what is missing."""
     if result is not None:
         for when in ("start", "best", "last"):
             float(result["scores"][when]["test"]["accuracy"])
-        result["layers"].items(), int(result["kept"]), int(result["prunable"]), int(result["parameters"])
+            1 / int(result["scores"][when]["test"].get("seen", 1))
+        sizes = [int(kept) and int(size) for kept, size in result["layers"].values()]
+        if not sizes and result["prunable"]:
+            raise ValueError("it tells of no layer")
+        int(result["kept"]), int(result["prunable"]), int(result["parameters"])
+        result.get("images", {}).items()
+        if result.get("flops"):
+            accounting.Totals(**result["flops"])
         result["tickets"]["best"], result["parents"].items(), result["seed"], result["steps"]
         str(result["selected_on"]), int(result["best_step"])
     return result
@@ -209,7 +236,9 @@ def gather(folders: Sequence[epath.Path]) -> Gathered:
             runs.append(run)
     if not runs:
         raise Refusal(f"{', '.join(map(str, folders))}: no run has begun there")
-    return Gathered(tuple(runs), tuple(reader.warnings))
+    if not any(run.counted for run in runs):  # of a chain that has come no further than its rewind point
+        runs = [run._replace(place=run.place._replace(plain=True)) for run in runs]
+    return Gathered(tuple(runs), tuple(reader.warnings), len(found) > 1)
 
 
 def pooled(places: Sequence[Place]) -> list[Place]:
@@ -229,6 +258,10 @@ def signature(folders: Sequence[epath.Path]) -> frozenset[tuple[str, int, int]]:
     """Changes when a run has written something that a report shows."""
     found = set()
     for root in (root for folder in folders for root in roots(folder)):
+        holder = standing.guarded(lambda root=root: locks.holder(root), None)
+        found.add((f"{root}/{locks.LOCK}", int(holder is not None), 0))
+        stat = standing.guarded(lambda root=root: (root / paths.INSTABILITY).stat(), None)
+        found |= {(f"{root}/{paths.INSTABILITY}", int(stat.mtime * 1e3), stat.length)} if stat else set()
         for place in places_of("", root):
             judged = standing.guarded(lambda place=place: [*place.folder.glob("predictions/*/*.json")], [])
             for path in [*(place.folder / name for name in SIGNS), *judged]:

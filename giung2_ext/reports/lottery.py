@@ -149,7 +149,7 @@ def panel_rows(panel: Panel, name: str) -> list[Row]:
         every = max(1, math.ceil(len(steps) / BARS))
         for k, (step, values) in enumerate(zip(steps, groups, strict=True)):
             row = {"panel": title + arms, "series": named(f"{percent_text(percent)}%", arm)}
-            row |= {"cycle": cycle, "step": step} | spanned(values)
+            row |= {"run": named(name, arm or "tickets"), "cycle": cycle, "step": step} | spanned(values)
             rows.append(row if k % every == i * every // len(panel) else row | {"low": None, "high": None})
     return rows
 
@@ -190,7 +190,8 @@ def instability(chains: Mapping[str, Chain]) -> list[Chart | None]:
             for alpha, values in zip(
                 found["alphas"], np.transpose([r["error"] for r in own[cycle]]), strict=True
             ):
-                row = {"panel": name, "series": series, "cycle": cycle, "place": float(alpha)}
+                row = {"panel": name, "run": named(name, "tickets"), "series": series, "cycle": cycle}
+                row |= {"place": float(alpha)}
                 errors.append(row | spanned(100 * values))
         groups += [(name, r["cycle"]) for r in found["rows"]]
         splits.add(found["split"])

@@ -20,7 +20,6 @@ from giung2_ext.reports.charts import Chart
 from giung2_ext.reports.gather import Row, Run
 from giung2_ext.storage import paths, records, tickets
 
-REPORT = paths.REPORT
 LEFT_OUT = 0.1  # of the energy
 FEW = 12  # rows of updates in the text
 POINTS = 40  # of a line, at most
@@ -220,7 +219,11 @@ def has_history(folder: epath.Path) -> bool:
 
 
 def write_report(
-    folder: epath.Path | str, against: str | None = None, drawn: Sequence[Chart] = ()
+    folder: epath.Path | str,
+    against: str | None = None,
+    drawn: Sequence[Chart] = (),
+    warned: Sequence[str] = (),
+    out: epath.Path | None = None,
 ) -> epath.Path:
     """Writes the report of one finished run as text, with its figures, and prints its tables."""
     folder = epath.Path(folder)
@@ -237,7 +240,7 @@ def write_report(
         raise Refusal(f"--against={against} is of another architecture: {problem}")
     if other is not None:
         check_denser(history, other, against)
-    report = folder / REPORT
+    report = out or folder / paths.REPORT
     report.mkdir(parents=True, exist_ok=True)
     updates = update_table(history)
     found = {"layers": layer_table(history, own, other), "updates": some_rows(updates)}
@@ -246,7 +249,8 @@ def write_report(
         paths.write_bytes(report / f"{name}.csv", tables.write_csv(table).encode())
     explained = notes(history, result, against)
     title = f"# {os.path.basename(os.path.abspath(folder))}: what happened to the mask"
-    body = [title, "", markdown, "", *(f"- {line}" for line in explained), "", *map(charts.markdown, drawn)]
+    told = [*explained, *(f"Warning: {line}" for line in warned)]
+    body = [title, "", markdown, "", *(f"- {line}" for line in told), "", *map(charts.markdown, drawn)]
     paths.write_bytes(report / "report.md", "\n".join(body).encode())
     print("\n" + markdown + "\n\n" + "\n".join(explained) + "\n")
     return report

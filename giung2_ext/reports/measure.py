@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.reports import summary
+from giung2_ext.reports import results, summary
 from giung2_ext.reports.gather import Gathered, Reader, Row, Run
 from giung2_ext.storage import leaves, predictions, records
 
@@ -66,6 +66,7 @@ def overlap_rows(gathered: Gathered, masks: Mapping[int, Packed]) -> list[Row]:
         pair = a.series if own else f"{a.series} and {b.series}"
         if not own and (a.place.trial != b.place.trial or not comparable(a, b)):
             continue
+        row |= {"run": a.series, "other": b.series}
         rows.append(
             row | {"pair": pair, "trials": f"{a.place.trial}, {b.place.trial}", "chance": chance(a, b)}
         )
@@ -138,8 +139,7 @@ def curve_rows(gathered: Gathered, reader: Reader) -> list[Row]:
         folder = run.place.folder
         measured = reader.read(f"{folder / records.METRICS}", lambda f=folder: records.read_metrics(f), [])
         for split in ("holdout", "test"):
-            found = [r for r in measured if isinstance(r, dict) and r.get("split") == split]
-            found = [r for r in found if {"step", "accuracy"} <= r.keys()]
+            found = results.measured(measured, split)
             for row in found[:: max(1, -(-len(found) // POINTS))]:
                 name = summary.named(run) | {"split": split, "density": summary.density(run)}
                 rows.append(name | {"step": row["step"], "accuracy": 100 * row["accuracy"]})
@@ -158,7 +158,7 @@ def reliability_rows(gathered: Gathered, reader: Reader) -> list[Row]:
     for run in gathered.shown:
         if not run.judged or seen.setdefault(run.series, run.place.trial) != run.place.trial:
             continue
-        for scores in run.judged:
+        for scores in run.usual:
             if next(iter(scores["scores"])) == "real":
                 continue
             what = f"{run.place.folder}: predictions on {scores['dataset']}"
@@ -188,8 +188,8 @@ def flip_rows(gathered: Gathered, reader: Reader, most: int = 48) -> list[Row]:
     for dense in [run for run in runs if run.cycle == 0 and not run.place.plain]:
         later = [r for r in runs if r.place[:2] == dense.place[:2] and r.cycle > 0]
         for run in later:
-            for scores in run.judged:
-                pair = next((s for s in dense.judged if same_images(s, scores)), None)
+            for scores in run.usual:
+                pair = next((s for s in dense.usual if same_images(s, scores)), None)
                 if pair is None:
                     continue
                 what = f"{run.place.folder}: predictions on {scores['dataset']}"
@@ -229,6 +229,9 @@ def lineage_rows(gathered: Gathered) -> list[Row]:
             parents = run.result.get("parents") or run.meta.get("parents") or {}
             row = summary.named(run) | {"cycle": run.cycle if run.counted else -1, "ticket": digest[:8]}
             rows.append(row | {name: str(parents.get(name, ""))[:8] for name in ("matching", "previous")})
+            last = (run.result.get("tickets") or {}).get("last")
+            if not run.counted and last and last != digest:  # which cycles may start from
+                rows.append(row | {"ticket": last[:8], "matching": "", "previous": ""})
     return rows
 
 

@@ -22,7 +22,7 @@ function filter() {
 }
 
 function shown(row, wanted) {
-  const names = [row.series, row.panel, row.run].filter((name) => report.series.includes(name));
+  const names = [row.series, row.panel, row.run, row.other].filter((name) => report.series.includes(name));
   return names.every(wanted.series) && (row.trial === undefined || wanted.trial(row.trial));
 }
 
@@ -42,7 +42,6 @@ async function draw(name) {
   const options = { actions: false, renderer: "svg", config, tooltip: { theme } };
   if (views[name]) views[name].finalize();
   delete views[name];
-  place.dataset.drawn = theme;
   if (!spec.datasets.rows.length) {
     place.firstElementChild.textContent = "Nothing is chosen above.";
     return;

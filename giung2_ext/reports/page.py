@@ -69,9 +69,9 @@ def listings(gathered: Gathered, rows: Sequence[Row]) -> list[tuple[str, str, st
 
 def script_text(value: Any) -> str:
     """JSON that cannot end a script element."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=float).replace(
-        "<", "\\u003c"
-    )
+    return json.dumps(
+        value, separators=(",", ":"), ensure_ascii=False, default=float, allow_nan=False
+    ).replace("<", "\\u003c")
 
 
 @functools.cache

@@ -31,7 +31,7 @@ def write(
         problems = [f"no page and no figures: {error}"]
     if len(folders) == 1:
         try:
-            if write_text(folders[0], against, drawn, warned):
+            if write_text(folders[0], against, drawn, warned, out):
                 told += ", report.md and its tables" if told else "report.md and its tables"
         except Refusal as error:
             if against:
@@ -46,14 +46,18 @@ def write(
 
 
 def write_text(
-    folder: epath.Path, against: str | None, drawn: Sequence[Chart], warned: Sequence[str]
+    folder: epath.Path,
+    against: str | None,
+    drawn: Sequence[Chart],
+    warned: Sequence[str],
+    out: epath.Path,
 ) -> bool:
     """The report as text of a chain, or of a run whose mask changed; says whether it is one of the two."""
     changed = mask_history.has_history(folder) and not paths.is_chain(folder)
     if against and not changed:
         raise Refusal(f"{folder} is a run whose mask was not changed by updates: it has no masks.jsonl")
     if changed:
-        mask_history.write_report(folder, against, drawn)
+        mask_history.write_report(folder, against, drawn, warned, out)
     elif paths.is_chain(folder):
-        chain.write_report(folder, drawn, warned)
+        chain.write_report(folder, drawn, warned, out)
     return changed or paths.is_chain(folder)

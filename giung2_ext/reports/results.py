@@ -3,7 +3,8 @@
 One row a run, or a measurement; accuracies are fractions. Arms and tickets are told apart by `arm`.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -24,13 +25,22 @@ TEST = ["identifier", "trial", "round", "iteration", "test_acc", "test_loss", "a
 
 def read_curves(points: Sequence[Any]) -> Curves:
     """The measurements of the test split along every run's training; no entry for a run without any."""
-    curves, needed = {}, {"step", "accuracy", "loss"}
+    curves = {}
     for p in points:
-        measured = records.read_metrics(p.folder)
-        rows = [row for row in measured if row.get("split") == "test" and needed <= row.keys()]
+        rows = measured(records.read_metrics(p.folder), "test")
         if rows:
             curves[p.trial, p.arm, p.cycle] = rows
     return curves
+
+
+def measured(rows: Iterable[Any], split: str) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl of a split, without what is damaged."""
+
+    def sound(row: Any) -> bool:
+        numbers = [row.get(field) for field in ("step", "accuracy", "loss")]
+        return all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+
+    return [row for row in rows if isinstance(row, dict) and row.get("split") == split and sound(row)]
 
 
 def read_instability(folder: epath.Path, lasts: Collection[str]) -> dict[str, Any] | None:

@@ -14,7 +14,10 @@ from giung2_ext.core.errors import Refusal
 from giung2_ext.storage import locks, paths, records
 
 STATES = ("finished", "running", "stopped", "failed", "waiting", "damaged")
-UNREADABLE = (Refusal, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError)
+UNREADABLE = (
+    *(Refusal, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError),
+    ZeroDivisionError,
+)
 NO_REASON = "gave no reason: killed, or the machine was lost"
 
 

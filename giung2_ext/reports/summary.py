@@ -90,7 +90,7 @@ def judged_rows(gathered: Gathered) -> list[Row]:
     """One row for every set that a best ticket was judged on: top-1 and ECE with their intervals."""
     rows = []
     for run in gathered.shown:
-        for scores in run.judged:
+        for scores in run.usual:
             kind, found = next(iter(scores["scores"].items()))
             top1, ece = found["top1"], found.get("ece", [None] * 3)
             row = named(run) | {"density": density(run), "dataset": scores["dataset"], "classes": kind}
@@ -155,5 +155,5 @@ def table(rows: Sequence[Row], judged: Sequence[Row]) -> Table:
         for name in sets:
             own = found.get((*key(r), name))
             cells.append(f"{own['top1']:.2f} [{own['low']:.2f}, {own['high']:.2f}]" if own else "–")
-        lines.append([*cells, str(r["seed"]), (r["digest"] or "–")[:8]])
+        lines.append([*cells, number(r["seed"], "d"), (r["digest"] or "–")[:8]])
     return lines

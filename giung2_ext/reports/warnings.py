@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
-from giung2_ext.reports import standing, summary
+from giung2_ext.reports import standing
 from giung2_ext.reports.gather import Gathered
 
 
@@ -93,8 +93,9 @@ def seeds(gathered: Gathered) -> list[str]:
 
 def pipelines(gathered: Gathered) -> list[str]:
     found: dict[str, set[str]] = defaultdict(set)
-    for row in summary.judged_rows(gathered):
-        found[row["dataset"]].add(row["pipeline"])
+    for run in gathered.shown:
+        for scores in run.judged:
+            found[scores["dataset"]].add(scores["pipeline"])
     return [
         f"{name} was judged by different evaluation pipelines ({', '.join(sorted(used))}): do not "
         f"compare those rows."
@@ -105,9 +106,9 @@ def pipelines(gathered: Gathered) -> list[str]:
 
 def images(gathered: Gathered) -> list[str]:
     found: dict[str, set[str]] = defaultdict(set)
-    for row in summary.judged_rows(gathered):
-        found[row["dataset"]].add(str(row["images"]))
     for run in gathered.shown:
+        for scores in run.judged:
+            found[scores["dataset"]].add(str(scores.get("images")))
         if run.result.get("images", {}).get("test"):
             found["the test split"].add(str(run.result["images"]["test"]))
     return [

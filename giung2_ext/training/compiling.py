@@ -57,9 +57,10 @@ def keep(where: str) -> None:
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as error:  # JAX would warn of every program
-            if where == "auto":  # a home that cannot be written to: nothing is kept
+            if folder == default_folder():  # a home that cannot be written to: nothing is kept
                 return
-            raise Refusal(f"--compilation_cache={where}: {error}; name a folder, auto or off") from error
+            asked = VARIABLE if where == "auto" else "--compilation_cache"
+            raise Refusal(f"{asked}={folder}: {error}; name a folder, auto or off") from error
     jax.config.update("jax_compilation_cache_dir", folder)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST)

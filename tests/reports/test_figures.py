@@ -3,6 +3,7 @@
 import io
 import itertools
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -51,6 +52,9 @@ def make_chain(folder, trials):
             known = dict(selected_on="holdout", seed=t, steps=20, best_step=10)
             known["tickets"] = dict(best="b", last="l")
             records.write_result(run, {"scores": scores, "parents": {}, **known, **counts})
+            recipe = {"seed": t, "optim": {"ni": 20}}
+            recipe["evaluation"] = {"select_on": "holdout", "select_by": "accuracy"}
+            records.record_session(run, recipe, {})
     return chain.read_chain(folder)
 
 
@@ -174,6 +178,17 @@ def test_a_report_is_files_that_open_and_changes_nothing_else(trials, folder, ca
     assert (
         f"report: {folder}/report/ with report.html, 6 charts in figures/, tables/, report.md and" in said
     )
+
+
+def test_elsewhere_text_and_figures_lie_together(folder, tmp_path):
+    make_chain(folder, 1)
+    before = contents(folder)
+    report.write([folder], out=epath.Path(tmp_path) / "out")
+    assert contents(folder) == before
+    text = (tmp_path / "out/report.md").read_text()
+    for name in re.findall(r"\]\((figures/\w+\.png)\)", text):
+        assert (tmp_path / "out" / name).exists()
+    assert "](figures/" in text
 
 
 @pytest.mark.parametrize("package", ["altair", "vl_convert", "jinja2"])

@@ -11,8 +11,8 @@ from test_figures import make_chain, make_masks
 
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
-from giung2_ext.reports import gather, measure, page, published, summary, warnings
-from giung2_ext.storage import paths, predictions, records
+from giung2_ext.reports import gather, measure, page, published, report, summary, warnings
+from giung2_ext.storage import locks, paths, predictions, records
 
 
 @pytest.fixture
@@ -129,7 +129,30 @@ def test_different_pipelines_a_test_set_that_selects_and_lacking_trials_are_warn
     assert "some seeds are missing: of 3 trials" in told
 
 
+def rewrite(run, file, change):
+    content = json.loads((run / file).read_text())
+    change(content)
+    (run / file).write_text(json.dumps(content))
+
+
+def result(**fields):
+    return lambda run: rewrite(run, records.RESULT, lambda found: found.update(fields))
+
+
+def unseen(found):
+    found["scores"]["best"]["test"]["seen"] = 0
+
+
 DAMAGE = {
+    "nothing seen": lambda run: rewrite(run, records.RESULT, unseen),
+    "no layers": result(layers={}),
+    "a layer of one number": result(layers={"fc/kernel": 3}),
+    "FLOPs of something else": result(flops={"x": 1}),
+    "images that are a list": result(images=[1]),
+    "a config that is a list": lambda run: (run / records.CONFIG).write_text("[1]"),
+    "a session that is a number": lambda run: rewrite(
+        run, records.CONFIG, lambda found: found.update(sessions=[1])
+    ),
     "no result": lambda run: (run / records.RESULT).unlink(),
     "half a result": lambda run: (run / records.RESULT).write_text('{"scores": {'),
     "a result without scores": lambda run: (run / records.RESULT).write_text("{}"),
@@ -152,15 +175,88 @@ DAMAGE = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_shown_and_never_breaks_the_page(kind, folder):
     points = make_chain(folder, 1)
+    assert not any(str(points[1].folder) in line for line in warned(folder))
     DAMAGE[kind](points[1].folder)
     gathered = gather.gather([folder])
-    written = page.write_page([folder], folder / "report")
+    report.write([folder])
     assert len(summary.cycle_rows(gathered)) == len(points)  # all of them have their row
-    text = (written.folder / page.PAGE).read_text()
-    assert (
-        any(str(points[1].folder) in line and line in text for line in written.warnings)
-        or kind == "no result"
-    )
+    text = (folder / "report" / page.PAGE).read_text()
+    assert any(str(points[1].folder) in line and line in text for line in warned(folder))
+
+
+def warned(folder):
+    return page.write_page([folder], folder / "report").warnings
+
+
+@pytest.mark.parametrize("row", ["1", '{"step": "x"}', '{"accuracy": null}', '{"accuracy": NaN}'])
+def test_damaged_measurements_are_left_out_of_every_curve(row, folder):
+    [point, *_] = make_chain(folder, 1)
+    good = {"step": 0, "split": "test", "accuracy": 0.5, "loss": 1.0}
+    bad = json.loads(row)
+    bad = good | bad if isinstance(bad, dict) else bad
+    lines = [good, bad, good | {"step": 10}, good | {"step": 20}]
+    (point.folder / records.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report.write([folder])
+    data = data_of(page.write_page([folder], folder / "report"))
+    assert [r["step"] for r in rows_of(data, "learning")] == [0, 10, 20]
+    assert [r["step"] for r in rows_of(data, "curves")] == [0, 10, 20]
+    assert (folder / "report/report.md").exists()
+
+
+def test_a_chain_that_has_only_its_rewind_point_is_shown(folder):
+    begin(folder, ["imp.py"], chain={"cycles": 2, "trials": 1, "arms": []})
+    (folder / "000").mkdir()
+    (folder / "000/.lock").write_text("1 on here")
+    written = page.write_page([folder], folder / "report")
+    assert len(rows_of(data_of(written), "learning")) == 3
+
+
+def test_of_two_pipelines_a_trial_shows_one_and_both_are_warned_of(folder):
+    [point, *_] = make_chain(folder, 1)
+    for pipeline, accuracy in (("tf", 0.8), ("timm", 0.6)):
+        judge(point.folder, "b", "imagenet2012", accuracy, pipeline)
+    written = page.write_page([folder], folder / "report")
+    rows = [r for r in rows_of(data_of(written), "sets_by_density") if r["series"] == "tickets"]
+    assert [(r["value"], r["low"], r["high"], r["trials"]) for r in rows] == [(60, 50, 65, 1)]
+    assert any("different evaluation pipelines (tf, timm)" in line for line in written.warnings)
+
+
+def test_lineage_has_a_line_from_every_ticket_to_its_parents(folder):
+    points = make_chain(folder, 1)
+    begin(folder, ["imp.py"], chain={"cycles": 2, "trials": 1, "arms": ["reinit"]})
+    known = {key: points[0].result[key] for key in ("kept", "prunable", "parameters", "layers", "scores")}
+    known |= dict(selected_on="holdout", seed=0, steps=20, best_step=10, parents={})
+    for base, names in ((folder, ("a", "c")), (folder / "reinit", ("d", "d"))):
+        if base != folder:
+            begin(base, ["imp.py"], chain={"cycles": 2, "trials": 1, "arms": ["reinit"]})
+        records.write_result(base, known | {"tickets": dict(zip(("best", "last"), names, strict=True))})
+    of = {}
+    for i, point in enumerate(points):
+        parents = {"matching": "d" if point.arm else "c", "previous": f"t{i - 1}"} if point.cycle else {}
+        of[f"t{i}"] = parents
+        rewrite(
+            point.folder,
+            records.RESULT,
+            lambda r, i=i, p=parents: r.update(tickets={"best": f"t{i}", "last": "l"}, parents=p),
+        )
+    rows = rows_of(data_of(page.write_page([folder], folder / "report")), "lineage")
+    edges = {(r["kind"], r["ticket"]) for r in rows if r["kind"] != "ticket"}
+    assert {("matching", name) for name, p in of.items() if p} <= edges
+    assert {("previous", name) for name, p in of.items() if p.get("previous") in of} <= edges
+
+
+def test_rows_of_every_chart_say_which_series_they_belong_to(folder):
+    """So that the page's boxes reach them all."""
+    for name in ("a", "b"):
+        for point in make_chain(folder / name, 2):
+            rows = [{"step": s, "split": "test", "accuracy": 0.5, "loss": 1.0} for s in (0, 10, 20)]
+            records.MetricsLog(point.folder, -1).write(rows)
+    data = data_of(page.write_page([folder / "a", folder / "b"], folder / "both"))
+    assert {"curves", "mask_overlap_pairs", "learning"} <= data["charts"].keys()
+    for name in data["charts"]:
+        for row in rows_of(data, name):
+            own = {row.get(field) for field in ("series", "panel", "run", "other")}
+            assert own & {*data["series"]} or row["series"] in ("chance", published.NAME), (name, row)
 
 
 @pytest.mark.parametrize("found", ["[1]", '{"rows": [{}]}', '{"rows": [{"a": "l", "cycle": 0}]}'])
@@ -201,7 +297,8 @@ def looks(chart):
 def test_a_series_looks_the_same_in_every_chart_and_like_no_other(folder):
     names = [f"r{i}" for i in range(10)]
     for name in names:
-        make_chain(folder / name, 1)
+        for point in make_chain(folder / name, 1):
+            judge(point.folder, "b", "imagenet_a", 0.5)
     gathered = gather.gather([folder / name for name in names])
     assert len(gathered.series) == 20
     written = page.write_page([folder / name for name in names], folder / "all")
@@ -209,8 +306,8 @@ def test_a_series_looks_the_same_in_every_chart_and_like_no_other(folder):
     first = of["accuracy_by_density"]
     assert set(gathered.series) <= first.keys()
     assert len({first[name] for name in gathered.series}) == 20
-    for name in ("mask_overlap_pairs", "robustness"):
-        assert all(of[name][s] == first[s] for s in gathered.series if name in of and s in of[name])
+    for name in ("sets_by_density", "calibration"):
+        assert {s: of[name][s] for s in gathered.series} == {s: first[s] for s in gathered.series}
 
 
 def test_seeds_of_a_sweep_are_trials_of_one_series(folder):
@@ -277,5 +374,10 @@ def test_only_a_watched_page_loads_itself_again_and_a_change_is_seen(folder):
     assert 'http-equiv="refresh"' not in (
         page.write_page([folder], folder / "report").folder / page.PAGE
     ).read_text().replace(page.bundle(), "")
+    (folder / paths.INSTABILITY).write_text("{}")
+    analysed = gather.signature([folder])
+    assert analysed != before
+    with locks.locked([folder]):
+        assert gather.signature([folder]) != analysed
     (points[0].folder / records.RESULT).unlink()
-    assert gather.signature([folder]) != before
+    assert gather.signature([folder]) != analysed
