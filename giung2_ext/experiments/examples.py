@@ -23,8 +23,6 @@ SIDE = 96  # pixels, at most
 def pictures(data_root: str | None) -> Callable[[Mapping[str, Any], str, int], bytes | None]:
     """A function that finds a small JPEG of an example, by what a ticket says of its data."""
 
-    from giung2_ext.data import images
-
     @functools.cache
     def opened(own: str, name: str) -> Dataset | None:
         name, _, split = name.partition(":")
@@ -34,6 +32,8 @@ def pictures(data_root: str | None) -> Callable[[Mapping[str, Any], str, int], b
             return None
 
     def picture(meta: Mapping[str, Any], name: str, row: int) -> bytes | None:
+        from giung2_ext.data import images
+
         dataset = opened(json.dumps(meta["data"], sort_keys=True), name)
         if dataset is None or row >= len(dataset.records):
             return None

@@ -138,6 +138,8 @@ def curve_rows(gathered: Gathered, reader: Reader) -> list[Row]:
     for run in gathered.shown:
         folder = run.place.folder
         measured = reader.read(f"{folder / records.METRICS}", lambda f=folder: records.read_metrics(f), [])
+        if not all(isinstance(row, dict) and "split" in row for row in measured):
+            reader.warn(f"{folder / records.METRICS} has damaged rows, which are left out")
         for split in ("holdout", "test"):
             found = results.measured(measured, split)
             for row in found[:: max(1, -(-len(found) // POINTS))]:
