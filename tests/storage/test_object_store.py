@@ -231,7 +231,7 @@ def test_a_listing_that_fails_is_an_error_and_no_empty_folder(bucket, object_sto
 def test_without_its_package_a_bucket_is_refused_with_the_remedy(bucket, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gcsfs" else find(name))
-    with pytest.raises(Refusal, match=r"needs gcsfs: pip install 'giung2_ext\[gcs\]'"):
+    with pytest.raises(Refusal, match=r"needs gcsfs: pip install -e '\.\[gcs\]'"):
         tickets.read_ticket(bucket / "run/last.ckpt")
 
 
