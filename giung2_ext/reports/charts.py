@@ -8,61 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from giung2_ext.reports.gather import Row
+from giung2_ext.reports.themes import DASHES, SHAPES, THEMES
 
 try:
     import altair as alt
 except ImportError:  # which the page says; there are tables without it
     alt = None
-
-DASHES = [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [10, 3], [3, 1], [1, 3], [12, 2, 2, 2]]
-SHAPES = [
-    "circle",
-    "square",
-    "triangle-up",
-    "diamond",
-    "cross",
-    "triangle-down",
-    "triangle-right",
-    "triangle-left",
-]
-FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
-LIGHT = ["#1b4f8f", "#b5400f", "#2f6b2f", "#7a3d7a", "#7a6510", "#1d7373", "#a02343", "#525252"]
-DARK = ["#8ab8ff", "#ff9d73", "#8fd18f", "#d9a0d9", "#e0c65a", "#6fd0d0", "#ff8fa8", "#c4c4c4"]
-
-
-def theme(text: str, grid: str, back: str, colours: list[str], ramp: list[float]) -> Row:
-    axis = {
-        "labelColor": text,
-        "titleColor": text,
-        "gridColor": grid,
-        "domainColor": text,
-        "tickColor": text,
-    }
-    small = {"labelFontSize": 12, "titleFontSize": 12, "labelFont": FONT, "titleFont": FONT}
-    words = {"labelColor": text, "titleColor": text}
-    return {
-        "background": back,
-        "font": FONT,
-        "axis": axis | small,
-        "legend": words | small | {"orient": "bottom", "columns": 4, "symbolSize": 120, "labelLimit": 260},
-        "header": words | small,
-        "title": {"color": text, "font": FONT},
-        "view": {"stroke": grid},
-        "text": {"color": text, "font": FONT},
-        "rule": {"color": text},
-        "range": {
-            "category": colours,
-            "symbol": SHAPES,
-            "heatmap": {"scheme": "viridis"},
-            "ramp": {"scheme": "viridis", "extent": ramp},  # what can be seen on the ground
-        },
-    }
-
-
-THEMES = {
-    "light": theme("#1c1c1c", "#dddddd", "#ffffff", LIGHT, [0.0, 0.85]),
-    "dark": theme("#ececec", "#444444", "#16181c", DARK, [0.3, 1.0]),
-}
 
 
 class Chart(NamedTuple):
@@ -135,12 +86,12 @@ def styled(rows: Sequence[Row], field: str = "series") -> tuple[Any, Any, Any]:
     where = f"{field}:N"
     return (
         alt.Color(where, scale=alt.Scale(domain=names), title=None),
-        alt.StrokeDash(where, scale=alt.Scale(domain=names, range=spread(DASHES, names)), title=None),
-        alt.Shape(where, scale=alt.Scale(domain=names, range=spread(SHAPES, names)), title=None),
+        alt.StrokeDash(where, scale=alt.Scale(domain=names, range=looks_of(DASHES, names)), title=None),
+        alt.Shape(where, scale=alt.Scale(domain=names, range=looks_of(SHAPES, names)), title=None),
     )
 
 
-def spread(looks: Sequence[Any], names: Sequence[str]) -> list[Any]:
+def looks_of(looks: Sequence[Any], names: Sequence[str]) -> list[Any]:
     """One for each name; where colours begin again, these are others."""
     return [looks[(i + i // len(looks)) % len(looks)] for i in range(len(names))]
 
@@ -159,7 +110,7 @@ def alike(chart: Chart, order: Sequence[str]) -> Chart:
                 everyone = [*order, *(name for name in names if name not in order)]
                 scale["domain"] = everyone
                 if "range" in scale:
-                    scale["range"] = spread(
+                    scale["range"] = looks_of(
                         DASHES if isinstance(scale["range"][0], list) else SHAPES, everyone
                     )
                 node["legend"] = {"values": names}

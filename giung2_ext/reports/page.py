@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.reports import charts, drawing, gather, measure, summary, tables, warnings
+from giung2_ext.reports import drawing, gather, measure, summary, tables, themes, warnings
 from giung2_ext.reports.charts import Chart
 from giung2_ext.reports.gather import Gathered, Reader, Row
 from giung2_ext.storage import paths
@@ -125,7 +125,7 @@ def render(
     sections += [("flips", "Flips"), *((one[0], one[1]) for one in more)]
     data = {
         "series": gathered.series,
-        "themes": charts.THEMES,
+        "themes": themes.THEMES,
         "charts": {c.name: {"spec": c.spec, "columns": c.columns, "values": c.values} for c in drawn},
     }
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)

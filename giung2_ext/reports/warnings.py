@@ -96,12 +96,13 @@ def pipelines(gathered: Gathered) -> list[str]:
     for run in gathered.shown:
         for scores in run.judged:
             found[scores["dataset"]].add(scores["pipeline"])
-    return [
-        f"{name} was judged by different evaluation pipelines ({', '.join(sorted(used))}): do not "
-        f"compare those rows."
-        for name, used in found.items()
-        if len(used) > 1
-    ]
+    told = "{} was judged by different evaluation pipelines ({}): do not compare those rows."
+    return [told.format(name, ", ".join(sorted(used))) for name, used in several(found)]
+
+
+def several(found: Mapping[str, set[str]]) -> list[tuple[str, set[str]]]:
+    """Those with more than one value."""
+    return [(name, values) for name, values in found.items() if len(values) > 1]
 
 
 def images(gathered: Gathered) -> list[str]:
@@ -111,11 +112,8 @@ def images(gathered: Gathered) -> list[str]:
             found[scores["dataset"]].add(str(scores.get("images")))
         if run.result.get("images", {}).get("test"):
             found["the test split"].add(str(run.result["images"]["test"]))
-    return [
-        f"Not all rows of {name} are of the same images: do not compare them."
-        for name, v in found.items()
-        if len(v) > 1
-    ]
+    told = "Not all rows of {} are of the same images: do not compare them."
+    return [told.format(name) for name, _ in several(found)]
 
 
 def unfinished(gathered: Gathered) -> list[str]:

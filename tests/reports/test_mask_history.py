@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.reports import drawing, mask_history, report
+from giung2_ext.reports import mask_charts, mask_history, report
 from giung2_ext.storage import paths, records, tickets
 
 SHAPES = {"a": (12, 10), "b": (3, 3, 4, 6), "cls": (10, 5)}
@@ -154,7 +154,7 @@ def test_few_layers_are_lines_and_many_a_map(many, tmp_path):
         {f"l{i}": 120 for i in range(many)},
     )
     found = mask_history.layer_rows(history, folder.name), mask_history.move_rows(history, folder.name)
-    layers, moves = drawing.moving([found])
+    layers, moves = mask_charts.moving([found])
     marks = {layer["mark"]["type"] for layer in layers.spec["spec"]["layer"]}
     assert ("rect" in marks) == (many == 30)
     assert {row["series"] for row in layers.rows} == {"whole network", *(f"l{i}" for i in range(many))}
