@@ -1,5 +1,10 @@
 """What others are told of metrics, read back by their own means."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 from etils import epath
 from fakes import tensorboard_events
@@ -14,6 +19,17 @@ ROWS = [
 WANTED = {
     (f"{row['split']}/{name}", row["step"]): row[name] for row in ROWS for name in ("accuracy", "loss")
 }
+
+
+# A process that draws one part of a run: the client does not tell runs of one id in one process apart.
+PROCESS = """
+import json, sys
+from etils import epath
+from giung2_ext.storage import events
+sink = events.wandb(epath.Path(sys.argv[1]), "tickets", {"optim": {"lr": 0.1}})
+sink.write(json.loads(sys.argv[2]))
+sink.close()
+"""
 
 
 @pytest.fixture
@@ -41,16 +57,17 @@ def test_every_number_is_in_tensorboards_files(folder):
     assert tensorboard_events(folder) == pytest.approx(WANTED)
 
 
-def test_a_run_that_goes_on_is_the_same_run_of_weights_and_biases(folder, monkeypatch):
+def test_a_run_that_goes_on_is_the_same_run_of_weights_and_biases(folder):
     pytest.importorskip("wandb", reason="the [wandb] extra is absent here (2026-11-27)")
     from wandb.proto.wandb_internal_pb2 import Record
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
     name = "/".join(folder.parts[-3:])
     for part in (ROWS[:4], ROWS[4:]):
-        sink = events.wandb(folder, "tickets", {"optim": {"lr": 0.1}})
-        sink.write(part)
-        sink.close()
+        argv = [sys.executable, "-c", PROCESS, os.fspath(folder), json.dumps(part)]
+        done = subprocess.run(
+            argv, env=os.environ | {"WANDB_MODE": "offline"}, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "")
     found, ids = {}, set()
     for file in folder.glob("wandb/offline-run-*/*.wandb"):
         for record in map(Record.FromString, logged(file.read_bytes())):
