@@ -28,6 +28,7 @@ COLLECTIVES = re.compile(
 )
 ASKED = re.compile(r"\(([\d.]+)([KMG])\) exceeds|Used ([\d.]+)([KMG]) of")  # by what is not compiled
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+COSTS = ("bytes", "flops", "seconds")
 DENSE = Method(
     init=lambda key, params, masks: (params, ()), weights=lambda t, s: t, masks=lambda t, s: None
 )
@@ -37,17 +38,30 @@ class Look(NamedTuple):
     """One compiled program, per device."""
 
     peak: float  # bytes; infinite if it cannot be compiled
-    bytes: float
-    flops: float
+    bytes: float | None  # None: not known
+    flops: float | None
     seconds: float | None  # XLA's estimate; None where it makes none
     collectives: dict[str, int]
     asked: float | None = None  # bytes that XLA names of what it cannot compile
+
+    def all_turns(self, unrolled: "Look", turns: int) -> "Look":
+        """With the costs of all `turns` of its loop over parts of the batch, of which XLA counts one.
+
+        `unrolled` is the same program with two parts a turn, where an odd last part is no turn.
+        """
+        more = 1 + turns % 2  # parts that XLA counts there and not here
+
+        def total(once: float | None, there: float | None) -> float | None:
+            return None if once is None or there is None else once + (turns - 1) / more * (there - once)
+
+        costs = {name: total(getattr(self, name), getattr(unrolled, name)) for name in COSTS}
+        return self._replace(**costs)
 
 
 def _too_much(said: str) -> Look:
     found = ASKED.search(said)
     amount, unit = [part for part in found.groups() if part] if found else ("0", "K")
-    return Look(math.inf, 0, 0, None, {}, float(amount) * UNITS[unit] or None)
+    return Look(math.inf, None, None, None, {}, float(amount) * UNITS[unit] or None)
 
 
 def look_at(lowered: jax.stages.Lowered) -> Look:
@@ -84,15 +98,23 @@ class Plan(NamedTuple):
     feed: resident.Feed | None
     data: Tree  # shapes of what a step takes its batch from
     batch: Tree  # shapes of a batch of evaluation
-    seen: dict[int, list[Look]]  # what was compiled, by micro-batches
+    seen: dict[tuple[int, int], list[Look]]  # what was compiled, by micro-batches and those of a turn
 
-    def steps(self) -> list[Look]:
-        """The ordinary step, and the mask-update step where there is one."""
-        count = self.micro_batches
-        if count not in self.seen:
-            program = self.drawn.program_of(count, self.feed)
-            self.seen[count] = [look_at(lowered) for lowered in program.lower(self.drawn.state, self.data)]
-        return self.seen[count]
+    def steps(self, unroll: int = 1) -> list[Look]:
+        """The ordinary step, and the mask-update step where there is one, as XLA counts them."""
+        key = (self.micro_batches, unroll)
+        if key not in self.seen:
+            program = self.drawn.program_of(key[0], self.feed, unroll)
+            self.seen[key] = [look_at(lowered) for lowered in program.lower(self.drawn.state, self.data)]
+        return self.seen[key]
+
+    def counted(self) -> list[Look]:
+        """The same with every turn of the loop over the batch's parts counted."""
+        turns = [self.micro_batches, self.drawn.groups if self.drawn.groups > 1 else self.micro_batches]
+        if max(turns[: len(self.steps())]) == 1:
+            return self.steps()
+        pairs = zip(self.steps(), self.steps(2), turns, strict=False)
+        return [look.all_turns(two, count) for look, two, count in pairs]
 
     def evaluation(self) -> Look:
         program = self.drawn.program_of(self.micro_batches, self.feed)
@@ -149,17 +171,26 @@ class Found(NamedTuple):
         return self.peak <= self.limit
 
 
-def examine(config: Config, place: Place, source: Source, overhead: bool = True) -> Found:
-    """Compiles everything that a run would."""
+def examine(config: Config, place: Place, source: Source, remedy: bool = False) -> Found:
+    """Compiles everything that a run would; of a remedy no more than is told of it."""
     mine = plan(config, place, source)
-    train, *rest = mine.steps()
-    evaluation = mine.evaluation()
-    ratio = None
-    if overhead and math.isfinite(train.peak):
-        settled = config.copy_and_resolve_references()
-        settled.placement.grad_accum = str(mine.micro_batches)
-        dense = plan(settled, place, source, DENSE).steps()[0]
-        ratio = train.bytes / dense.bytes - 1 if dense.bytes else None
     used = mine.drawn.population.layout.devices
-    update = rest[0] if rest else None
-    return Found(config, place, mine.micro_batches, used, train, update, evaluation, ratio)
+    train, update = (*mine.steps(), None)[:2]
+    found = Found(config, place, mine.micro_batches, used, train, update, mine.evaluation(), None)
+    if remedy and not found.fits:
+        return found
+    train, update = (*mine.counted(), None)[:2]
+    found = found._replace(train=train, update=update)
+    return found if remedy else found._replace(overhead=overhead(mine, found, source))
+
+
+def overhead(mine: Plan, found: Found, source: Source) -> float | None:
+    """Masks are applied once a step, outside of the loop over micro-batches."""
+    settled = found.config.copy_and_resolve_references()
+    settled.placement.grad_accum = str(mine.micro_batches)
+    if not math.isfinite(found.train.peak):
+        return None
+    dense, own = plan(settled, found.place, source, DENSE).steps()[0].bytes, mine.steps()[0].bytes
+    if not dense or not own or found.train.bytes is None:
+        return None
+    return (own - dense) / (found.train.bytes - (own - dense))

@@ -73,7 +73,7 @@ def find_remedy(source: Source, first: Found, say: Callable[[str], None]) -> tup
         words = " ".join(f"--{name}={str(value).lower()}" for name, value in fields.items())
         say(f"does {words} help? …")
         try:
-            found = examine(other, place, source, overhead=False)
+            found = examine(other, place, source, remedy=True)
         except Refusal:  # not for this method, or these devices
             continue
         if found.fits:
@@ -122,7 +122,7 @@ def _devices(found: Found, effort: str) -> Iterator[str]:
 def numbers(found: Found) -> list[str]:
     place, step = found.place, found.train
     lines = [
-        f"{'per device':<12} {'peak':>16} {'GB a step':>10} {'TFLOP':>8} {'estimated s':>12}  collectives",
+        f"{'per device':<12} {'peak':>16} {'GB a step':>10} {'TFLOP':>9} {'estimated s':>12}  collectives",
     ]
     for name, look in (("step", step), ("mask update", found.update), ("evaluation", found.evaluation)):
         if look is not None:
@@ -133,7 +133,7 @@ def numbers(found: Found) -> list[str]:
         if is_streamed(found.config.data.name):
             told += f": each host has to read and decode {rate / place.hosts:,.0f} a second"
         lines.append(told)
-    if step.seconds and place.chip:
+    if step.seconds and step.flops and place.chip:
         share = step.flops / step.seconds / place.chip.flops
         lines.append(f"{_short(100 * share, 0)}% of the peak rate of {place.chip.flops / 1e12:g} TFLOP/s")
     if found.overhead is not None:
@@ -162,8 +162,9 @@ def _row(name: str, look: Look, place: Place) -> str:
     peak = f"{look.peak / 2**20:,.0f} MiB ({_short(100 * look.peak / place.memory, 0)}%)"
     seconds = _short(look.seconds, 4) if look.seconds else "none given"
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(look.collectives.items())) or "none"
-    size, work = _short(look.bytes / 1e9, 2), _short(look.flops / 1e12, 3)
-    return f"{name:<12} {peak:>16} {size:>10} {work:>8} {seconds:>12}  {told}"
+    size = "not known" if look.bytes is None else _short(look.bytes / 1e9, 2)
+    work = "not known" if look.flops is None else _short(look.flops / 1e12, 3)
+    return f"{name:<12} {peak:>16} {size:>10} {work:>9} {seconds:>12}  {told}"
 
 
 def to_json(found: Found, effort: str) -> dict[str, Any]:

@@ -135,8 +135,10 @@ class Blueprint(NamedTuple):
     uses: accounting.Uses
     state: State
     """The shapes and places of all members' states together"""
-    program_of: Callable[[int, Feed | None], Program]
-    """(micro-batches, what cuts batches from resident data) -> its programs"""
+    program_of: Callable[..., Program]
+    """(micro-batches, what cuts batches from resident data, parts of a turn = 1) -> its programs"""
+    groups: int
+    """Parts of the batch that a mask update takes in turn instead, where the method has such; or 1"""
 
 
 def draw(
@@ -160,12 +162,13 @@ def draw(
     population = make_population(config, members, together, convolutions, devices)
     layout = population.layout
     optimizer, kinds = optimizer_of(config), kinds_of(config)
+    groups = config.feed.batch_size // method.abs_over if method.abs_over else 1
 
     def begin(seed: Any, params: Tree, masks: Tree, statistics: Tree) -> State:
         state = make_state(method, optimizer, seed_key(seed), params, masks, statistics, **kinds)
         return layout.owned(state)
 
-    def program_of(micro_batches: int, feed: Feed | None) -> Program:
+    def program_of(micro_batches: int, feed: Feed | None, unroll: int = 1) -> Program:
         group = group_of(config)
         pair = steps.make_step(
             model,
@@ -174,17 +177,18 @@ def draw(
             rate_of(config),
             smoothing=config.optim.label_smoothing,
             micro_batches=micro_batches,
-            groups=config.feed.batch_size // method.abs_over if method.abs_over else 1,
+            groups=groups,
             average=config.optim.ema,
             layout=layout,
             shares=accumulation.shares(config.feed.batch_size, layout.devices, group, micro_batches),
             remat=config.placement.remat,
+            unroll=unroll,
         )
         return make_program(judge, method, pair, feed, population, config.feed.mixup)
 
     parts = (shapes, masking.dense(shapes, config.masks.prunable), statistics)
     state = population.abstract_whole(jax.eval_shape(begin, np.uint32(0), *parts))
-    return Blueprint(model, method, population, begin, shapes, uses, state, program_of)
+    return Blueprint(model, method, population, begin, shapes, uses, state, program_of, groups)
 
 
 def make_setup(

@@ -111,7 +111,12 @@ def _is_heavy(primitive: Any, *_: Any, **__: Any) -> bool:
 
 
 def make_gradients(
-    model: nn.Module, smoothing: float, layout: Layout = LOCAL, shares: int = 1, remat: bool = False
+    model: nn.Module,
+    smoothing: float,
+    layout: Layout = LOCAL,
+    shares: int = 1,
+    remat: bool = False,
+    unroll: int = 1,
 ) -> Callable[..., Any]:
     """(weights, statistics, batch, slices, offset=None, scale=None) -> dense grads, statistics, metrics.
 
@@ -120,7 +125,8 @@ def make_gradients(
     pair (mean, mean over parts of |gradient of the part's own mean + offset|), and the parts are
     consecutive. With `scale` the loss is scaled on the way back; the grads are unscaled, in float32. With
     `remat` only what convolutions and products give is kept for the way back, and the rest of it, of
-    little arithmetic, is computed again.
+    little arithmetic, is computed again. `unroll` is how many parts one turn of the loop takes, for those
+    who count: it changes no number.
     """
 
     def loss(
@@ -180,7 +186,7 @@ def make_gradients(
                 lambda s: jnp.zeros(s.shape, s.dtype),
                 jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts)),
             )
-            (grads, updated, sums), _ = jax.lax.scan(add, zeros, parts)
+            (grads, updated, sums), _ = jax.lax.scan(add, zeros, parts, unroll=unroll)
             grads, updated = jax.tree.map(lambda x: x / slices, (grads, updated))
         if offset is None:
             grads = unbiased(grads, rows, sums[2])
@@ -220,6 +226,7 @@ def make_step(
     layout: Layout = LOCAL,
     shares: int = 1,
     remat: bool = False,
+    unroll: int = 1,
 ) -> tuple[Callable[[State, Batch], tuple[State, Metrics]], Callable[..., Any]]:
     """The ordinary step, (state, batch) -> (state, metrics), and the mask-update step, which gives Moves
     too.
@@ -227,7 +234,7 @@ def make_step(
     `groups` is how many parts of the batch |gradient| is averaged over for methods with `abs_over`;
     `average` is the decay of the state's moving average; micro-batches are `cut` from `shares` shares.
     """
-    gradients = make_gradients(model, smoothing, layout, shares, remat)
+    gradients = make_gradients(model, smoothing, layout, shares, remat, unroll)
 
     def run(due: bool, state: State, batch: Batch) -> tuple[State, Metrics]:
         trainable, method_state, opt_state = state.trainable, state.method, state.optimizer

@@ -63,12 +63,29 @@ def test_a_slice_that_is_not_there_is_compiled_for(slice_of):
     assert told["compiler"].startswith("libtpu ")
 
 
+def test_every_part_of_a_batch_is_counted():
+    """XLA counts a loop's body once, however often it runs; an update of `group` has a loop of its own."""
+    dynamic = f"--config={REPOSITORY / 'configs/dynamic/digits.py'}:method=rigl"
+    place, looks = places.open_place(None), {}
+    for words in ("--grad_accum=1", "--grad_accum=2", "--grad_accum=3", "--config.method.group=24"):
+        config = config_of(dynamic, "--batch_size=192", words)
+        looks[words] = forecast.examine(config, place, forecast.announced_source(config))
+    whole = looks["--grad_accum=1"]
+    for found in looks.values():
+        assert found.train.flops == pytest.approx(whole.train.flops, rel=0.05)
+        assert found.update.flops == pytest.approx(whole.update.flops, rel=0.12)
+        assert found.train.bytes >= whole.train.bytes  # weights are read again
+        assert -0.05 < found.overhead < 0.2
+    unknown = forecast.Look(1.0, None, None, None, {})
+    assert whole.train.all_turns(unknown, 2)[1:4] == (None, None, None)
+
+
 def test_what_does_not_fit_is_made_to_fit_by_trying(slice_of):
     config = config_of(DIGITS, "--batch_size=64", "--config.model.hidden=512,512", "--grad_accum=8")
     place, source = slice_of("v3:2x2"), forecast.announced_source(config)
-    whole = forecast.examine(config, place, source, overhead=False)
+    whole = forecast.examine(config, place, source, remedy=True)
     small = place._replace(memory=int(0.7 * whole.peak / preflight.FITS))
-    assert not forecast.examine(config, small, source, overhead=False).fits
+    assert not forecast.examine(config, small, source, remedy=True).fits
     tried = []
     words, found = preflight.find_remedy(source, whole._replace(place=small), tried.append)
     assert words in tried[-1]
@@ -82,7 +99,7 @@ def test_remedies_need_less_than_what_was_found_and_suit_the_devices_that_are_us
     """A batch of 36 uses not all of 8 devices; a cut and --remat are given already."""
     config = config_of(DIGITS, "--batch_size=36", "--grad_accum=3", "--remat=true")
     place = slice_of("v3:2x2")
-    found = forecast.examine(config, place, forecast.announced_source(config), overhead=False)
+    found = forecast.examine(config, place, forecast.announced_source(config), remedy=True)
     offered = list(preflight.remedies(found, 4))
     assert offered
     assert all(int(fields.get("grad_accum", 6)) >= 6 for fields in offered)
@@ -98,7 +115,7 @@ def test_weights_are_spread_over_the_devices_that_divide_them(slice_of):
     place, source = slice_of("v3:2x2"), forecast.announced_source(config)
     assert preflight.widest(config, place, source) == 4
     assert preflight.widest(config_of(DIGITS, "--batch_size=64", *wide), place, source) == 8
-    found = forecast.examine(config, place, source, overhead=False)
+    found = forecast.examine(config, place, source, remedy=True)
     assert found.used == 6
     assert "2 of the 8 devices would do nothing: 60 images" in "".join(preflight.describe(found, "low"))
 
@@ -106,7 +123,7 @@ def test_weights_are_spread_over_the_devices_that_divide_them(slice_of):
 def test_micro_batches_that_are_counted_and_do_not_fit_are_told_and_not_refused(slice_of):
     config = config_of(DIGITS, "--batch_size=64", "--grad_accum=auto")
     place = slice_of("v3:2x2")._replace(memory=1000)
-    found = forecast.examine(config, place, forecast.announced_source(config), overhead=False)
+    found = forecast.examine(config, place, forecast.announced_source(config), remedy=True)
     assert (found.fits, found.micro_batches) == (False, 8)
 
 
