@@ -58,6 +58,9 @@ def _named(topology: str) -> str | None:
     sides, solid = [1, 1, 1], kind in ("v4", "v5p")
     while np.prod(sides) * 2 <= chips:
         sides[sides.index(min(sides[:2] if np.prod(sides) < 4 or not solid else sides))] *= 2
+    if np.prod(sides) != chips or chips < 4:
+        count = f"{chips} chip" + "s" * (chips > 1)
+        return f"that is {count}: write {kind}:SHAPE, as they lie, of whole hosts"
     shape = "x".join(map(str, sorted(sides) if chips > 4 or not solid else sides))
     return f"that is {chips} chips: {kind}:{shape if solid else shape.removeprefix('1x')}, if they lie so"
 

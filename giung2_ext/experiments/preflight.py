@@ -216,13 +216,16 @@ def run(config: Config, topology: str | None, effort: str, as_json: bool) -> boo
     found = examine(config, place, source)
     if not as_json:
         print("\n".join(describe(found, effort)), flush=True)
-    remedy = None if found.fits else find_remedy(source, found, say)
+    judged = found.evaluation.peak <= found.limit
+    remedy = find_remedy(source, found, say) if judged and not found.fits else None
     if as_json:
         other = None if remedy is None else {"flags": remedy[0], **to_json(remedy[1], effort)}
         print(json.dumps({**to_json(found, effort), "remedy": other}, indent=1))
     elif remedy is not None:
         print(f"with {remedy[0]} it does, which was tried:")
         print("\n".join(numbers(remedy[1])))
+    elif not judged:
+        print("evaluation alone does not fit: take a smaller --config.evaluation.batch_size")
     elif not found.fits:
         print("no micro-batches, --remat or fsdp make it fit: take more devices, or a smaller batch")
     return found.fits

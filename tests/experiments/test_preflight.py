@@ -95,6 +95,22 @@ def test_what_does_not_fit_is_made_to_fit_by_trying(slice_of):
     assert preflight.find_remedy(source, whole._replace(place=tiny), tried.append) is None
 
 
+def test_where_evaluation_alone_does_not_fit_its_batch_is_named_and_nothing_tried(monkeypatch, capsys):
+    config = config_of(DIGITS, "--config.evaluation.batch_size=20000")
+    place = places.open_place(None)
+    found = forecast.examine(config, place, forecast.announced_source(config), remedy=True)
+    limit = math.sqrt(found.train.peak * found.evaluation.peak)
+    assert found.train.peak < 0.5 * limit
+    small = place._replace(memory=int(limit / preflight.FITS))
+    monkeypatch.setattr(preflight, "open_place", lambda topology: small)
+    assert not preflight.run(config, None, "low", as_json=False)
+    told = capsys.readouterr()
+    assert told.out.endswith(
+        "evaluation alone does not fit: take a smaller --config.evaluation.batch_size\n"
+    )
+    assert "help?" not in told.err
+
+
 def test_remedies_need_less_than_what_was_found_and_suit_the_devices_that_are_used(slice_of):
     """A batch of 36 uses not all of 8 devices; a cut and --remat are given already."""
     config = config_of(DIGITS, "--batch_size=36", "--grad_accum=3", "--remat=true")
@@ -135,6 +151,11 @@ def test_a_slice_that_no_tpu_has_is_refused(slice_of):
         with pytest.raises(Refusal, match=rf"{name}: that is \d+ chips: {shape}, if they lie so"):
             slice_of(name)
         assert slice_of(shape).devices
+    for name, count in {"v5p-384": 192, "v4-1536": 768, "v5litepod-1": 1, "v5p-24": 12}.items():
+        with pytest.raises(
+            Refusal, match=rf"{name}: that is {count} chips?: write v\w+:SHAPE, as they lie"
+        ):
+            slice_of(name)
     with pytest.raises(Refusal, match="v3:9x9: a host of it has 2x2x1 chips, which do not fill that shape"):
         slice_of("v3:9x9")
     with pytest.raises(Refusal, match="v7:2x2: there is no such TPU; write NAME:SHAPE"):
