@@ -17,6 +17,7 @@ import numpy as np
 
 from giung2_ext.core import channels as tracing
 from giung2_ext.core import influence, trees
+from giung2_ext.core import masks as masking
 from giung2_ext.core.channels import Labelling, Product
 from giung2_ext.core.influence import Seen
 
@@ -40,7 +41,7 @@ def compact(
     forward: Callable[[Tree, Tree, Any], Any], params: Tree, statistics: Tree, masks: Tree, image: Any
 ) -> Compacted:
     """Of the network `forward(params, statistics, image)`, where `image` is a batch of one, any one."""
-    whole = (_masked(masks, params), statistics)
+    whole = (masking.apply_on_host(masks, params), statistics)
     program = jax.make_jaxpr(lambda leaves, image: forward(leaves[0], leaves[1], image))(whole, image)
     network = tracing.trace(program, whole)
     look = influence.observer(program, network, image)
@@ -68,16 +69,6 @@ def compact(
     params, statistics = _rebuilt(whole, _cut(network, leaves, cut))
     (masks,) = _rebuilt((masks,), _cut(network, kept, cut))
     return Compacted(params, statistics, masks, layers)
-
-
-def _masked(masks: Tree, params: Tree) -> Tree:
-    """What the masks keep, in NumPy, where nothing is compiled."""
-    return jax.tree.map(
-        lambda m, w: np.asarray(w) if m is None else np.where(m, w, np.zeros((), w.dtype)),
-        masks,
-        params,
-        is_leaf=trees.is_none,
-    )
 
 
 def _dead(network: Labelling, seen: list[Seen]) -> np.ndarray:

@@ -24,6 +24,13 @@ def maker(package: ModuleType, kind: str, name: str) -> Callable[..., Any]:
     return importlib.import_module(f"{package.__name__}.{name}").build
 
 
+def constant(package: ModuleType, name: str, what: str) -> Any:
+    """What the module `name` says of itself besides its `build`; None where it, or that, is not there."""
+    if name not in names(package):
+        return None
+    return getattr(importlib.import_module(f"{package.__name__}.{name}"), what, None)
+
+
 def options(package: ModuleType, kind: str, name: str) -> dict[str, inspect.Parameter]:
     """What the `build` of the module `name` takes."""
     return dict(inspect.signature(maker(package, kind, name)).parameters)

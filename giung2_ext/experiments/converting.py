@@ -11,7 +11,6 @@ from giung2_ext.experiments import exporting, importing
 from giung2_ext.experiments.building import totals_of
 from giung2_ext.storage import paths, survival, tickets
 
-CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10, "imagenet2012": 1000}
 ASSUMED = ("padding", "stem", "shortcut", "head", "activation")
 
 
@@ -59,8 +58,9 @@ def assumed(ticket: tickets.Ticket) -> list[str]:
     ]
     data, classes = ticket.meta["data"]["name"], ticket.meta["num_classes"]
     lines = [f"as images of {data}: {', '.join(told)}"]
-    if CLASSES.get(data, classes) != classes:
-        lines.append(f"warning: {data} has {CLASSES[data]} classes and this network {classes}")
+    known = importing.classes_and_shape(data)
+    if known is not None and known[0] != classes:
+        lines.append(f"warning: {data} has {known[0]} classes and this network {classes}")
     arrays = trees.named_leaves({"params": ticket.params, "statistics": ticket.statistics})
     wrong = {name: int(np.count_nonzero(~np.isfinite(values))) for name, values in arrays.items()}
     if any(wrong.values()):

@@ -4,7 +4,6 @@ import functools
 import io
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ import giung2_ext.data.sources
 from giung2_ext.core import discovery
 from giung2_ext.core.errors import Refusal
 from giung2_ext.data import classes
-from giung2_ext.experiments.feeding import KIND
 from giung2_ext.experiments.judging import Dataset, open_dataset
 
 SIDE = 96  # pixels, at most
@@ -48,11 +46,7 @@ def names(dataset: str) -> Sequence[str] | None:
     name = re.split("[:/]", dataset)[0]
     if name.startswith("imagenet"):
         return classes.WNIDS
-    try:
-        make = discovery.maker(giung2_ext.data.sources, KIND, name)
-    except Refusal:
-        return None
-    return getattr(sys.modules[make.__module__], "NAMES", None)
+    return discovery.constant(giung2_ext.data.sources, name, "NAMES")
 
 
 def jpeg(pixels: np.ndarray) -> bytes:

@@ -121,8 +121,4 @@ def assemble(
     rule = choose_rule(trees.nest(params), given, wanted, name)
     dense = trees.named_leaves(masking.dense(trees.nest(params), rule))
     masks = {n: None if mask is None else given.get(n, np.asarray(mask)) for n, mask in dense.items()}
-    return trees.nest(zeroed(params, masks)), trees.nest(masks), rule
-
-
-def zeroed(params: Arrays, masks: Mapping[str, Any]) -> Arrays:
-    return {n: w if masks[n] is None else np.where(masks[n], w, np.float32(0)) for n, w in params.items()}
+    return masking.apply_on_host(*map(trees.nest, (masks, params))), trees.nest(masks), rule

@@ -12,8 +12,10 @@ import numpy as np
 import safetensors
 from etils import epath
 
+import giung2_ext.data.sources
 import giung2_ext.storage.importers
 from giung2_ext.core import discovery, trees
+from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
 from giung2_ext.experiments import fitting
 from giung2_ext.experiments.config import Config, complete, default_config
@@ -26,13 +28,6 @@ DTYPES: dict[str, Any] = {  # of safetensors
     **{f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)},
 }
 SMALL = {10: "cifar10", 100: "cifar100"}  # what networks for small images are trained on, by their classes
-SHAPES = {
-    **{name: [32, 32, 3] for name in ("cifar10", "cifar100")},
-    **{name: [28, 28, 1] for name in ("mnist", "fashion_mnist")},
-    "imagenet2012": [224, 224, 3],
-}
-
-
 OF_WEIGHTS = ("like", "data_name", "mean", "std", "prunable")
 
 
@@ -93,6 +88,11 @@ def take_apart(content: Content) -> Parts:
     )
 
 
+def classes_and_shape(data: str | None) -> tuple[int, tuple[int, ...]] | None:
+    """Of the images of a set of one kind, as its source says without them; None of any other."""
+    return discovery.constant(giung2_ext.data.sources, data, "CLASSES_AND_SHAPE") if data else None
+
+
 def described(parts: Parts, wishes: Wishes, name: str) -> dict[str, Any]:
     """Model, data and what follows from them, as a ticket's meta has them."""
     if wishes.like is not None or parts.meta is not None:
@@ -109,19 +109,20 @@ def described(parts: Parts, wishes: Wishes, name: str) -> dict[str, Any]:
     large = model.get("stem") == "large" or model.get("head") == "dense"
     data = wishes.data_name or ("imagenet2012" if large and classes == 1000 else None)
     data = data or (None if large else SMALL.get(classes))
-    if data is None or data not in SHAPES:
+    known = classes_and_shape(data)
+    if known is None:
+        sets = ", ".join(filter(classes_and_shape, discovery.names(giung2_ext.data.sources)))
         raise Refusal(
             f"{name} has {classes} classes: say which set it is of, --data_name=NAME, NAME one of "
-            f"{', '.join(SHAPES)}{f' (got {data})' if data else ''}, or --like=TICKET, one of the same "
-            "network"
+            f"{sets}{f' (got {data})' if data else ''}, or --like=TICKET, one of the same network"
         )
     config = default_config().unlock()
     config.model, config.data = Config(model), Config(dict(name=data))
     config = complete(config)
-    if "mean" in config.data and len(parts.mean) == SHAPES[data][-1]:
+    if "mean" in config.data and len(parts.mean) == known[1][-1]:
         config.data.mean, config.data.std = tuple(parts.mean), tuple(parts.std)
     plain = json.loads(json.dumps({"model": config.model.to_dict(), "data": config.data.to_dict()}))
-    return plain | {"num_classes": classes, "image_shape": SHAPES[data]}
+    return plain | {"num_classes": classes, "image_shape": [*known[1]]}
 
 
 def pixels_of(parts: Parts, wishes: Wishes, about: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -157,8 +158,8 @@ def import_parts(parts: Parts, wishes: Wishes, name: str, sha256: str) -> ticket
         params, masks, lineage["prunable_rule"] = fitting.assemble(flat, given, wanted, name)
         return tickets.make_ticket(params, masks, statistics, lineage)
     own = {key: value for key, value in parts.meta.items() if key != "exported"}
-    masks = {leaf: given.get(leaf) for leaf in flat}
-    ticket = tickets.make_ticket(*map(trees.nest, (fitting.zeroed(flat, masks), masks)), statistics, own)
+    masks, params = trees.nest({leaf: given.get(leaf) for leaf in flat}), trees.nest(flat)
+    ticket = tickets.make_ticket(masking.apply_on_host(masks, params), masks, statistics, own)
     if ticket.digest != parts.meta["digest"]:
         raise Refusal(
             f"{name} is not the ticket {parts.meta['digest'][:16]} that it was exported from: it was "
@@ -188,6 +189,7 @@ def put_masks(given: Arrays, onto: str, what: dict[str, Any], name: str) -> tick
             f"{name} keeps {gone:,} weights that {onto} has pruned: name the ticket that has them"
         )
     same = given.keys() <= pruned.keys()
+    given = {**pruned, **given}
     wanted = base.meta["prunable_rule"] if same else None
     params, masks, rule = fitting.assemble(trees.named_leaves(base.params), given, wanted, name)
     lineage = base.meta | {"parents": {"weights": base.digest}, "imported": what, "prunable_rule": rule}

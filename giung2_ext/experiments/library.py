@@ -123,12 +123,7 @@ def save_ticket(
         raise Refusal("parameters of a ticket are float32: convert them")
     host: Callable[[Tree], Tree] = lambda tree: jax.tree.map(np.asarray, tree)  # noqa: E731
     bits = trees.map_present(lambda mask: np.asarray(mask, bool), masks)
-    params = jax.tree.map(
-        lambda m, w: np.asarray(w) if m is None else np.where(m, w, np.zeros((), w.dtype)),
-        bits,
-        params,
-        is_leaf=trees.is_none,
-    )
+    params = masking.apply_on_host(bits, params)
     lineage = {**like.lineage, "parents": {"like": like.digest}}
     kept = host(statistics)
     made = tickets.make_ticket(params, bits, kept, lineage)

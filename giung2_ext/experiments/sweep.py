@@ -27,7 +27,7 @@ from giung2_ext.storage import paths, records
 
 TABLES = {"train": flags.FLAGS, "imp": flags.IMP_FLAGS}
 NAMED = ("save", "config", "seed")  # what the sweep itself gives to every run
-LONGEST = 160  # characters of a name
+LONGEST, DIGITS = 160, 10  # characters of a name, and of a seed in it at most
 
 
 class Entry(NamedTuple):
@@ -80,11 +80,12 @@ def name_of(config: str, values: dict[str, str], seed: int) -> str:
     head = [path.parent.name, path.stem] if path.parent.name not in ("", "configs") else [path.stem]
     parts = [".".join([*head, *([given] if given else [])])]
     parts += [f"{flag.removeprefix('config.')}={value}" for flag, value in values.items()]
-    name = "__".join([*parts, f"seed={seed}"])
+    name, last = "__".join(parts), f"{records.SEED}{seed}"
     clean = re.sub(r"[^\w.=,+-]", "-", re.sub(r"[()\[\] ]", "", name))
-    if len(clean) > LONGEST or re.search(r"[^\w.=,+()\[\] -]", name):
-        clean = f"{clean[: LONGEST - 7]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-    return clean
+    room = LONGEST - len(records.SEED) - DIGITS
+    if len(clean) > room or re.search(r"[^\w.=,+()\[\] -]", name):
+        clean = f"{clean[: room - 7]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return clean + last
 
 
 def expand(

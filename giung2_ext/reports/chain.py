@@ -62,9 +62,8 @@ def read_chain(folder: epath.Path) -> list[Point]:
 
 def read_judged(folder: epath.Path, digest: str) -> dict[str, dict[str, Any]]:
     """On sets of ImageNet's family; of several pipelines not `tf`, which is that of `test %`."""
-    found = predictions.all_scores(predictions.folder_in(folder, digest))
-    found.sort(key=lambda scores: scores["pipeline"] != "tf")
-    return {scores["dataset"]: scores for scores in found if FAMILY.fullmatch(scores["dataset"])}
+    found = predictions.usual(predictions.all_scores(predictions.folder_in(folder, digest)))
+    return {name: scores for name, scores in found.items() if FAMILY.fullmatch(name)}
 
 
 def notes(points: list[Point]) -> list[str]:

@@ -6,7 +6,7 @@ from giung2_ext.reports import charts, lottery, mask_charts, measure, published,
 from giung2_ext.reports.chain import Point
 from giung2_ext.reports.charts import Chart
 from giung2_ext.reports.gather import Gathered, Reader, Row
-from giung2_ext.reports.tables import SHIFTS
+from giung2_ext.reports.tables import SHIFTS, thinned
 from giung2_ext.storage import paths, records
 
 BASE = "imagenet2012"
@@ -30,17 +30,18 @@ def draw(gathered: Gathered, cycles: Sequence[Row], judged: Sequence[Row], reade
         "calibration": lambda: [reliability(gathered, reader), calibration(judged)],
         "lineage": lambda: [lineage(gathered)],
     }
-    found = [chart for what, build in parts.items() for chart in reader.read(what, build, [])]
+    found = [chart for what, build in parts.items() for chart in reader.drawn(what, build)]
     return [charts.alike(chart, gathered.series) for chart in found if chart is not None]
 
 
 def trials_told(rows: Sequence[Row]) -> str:
-    trials = max(len({r["trial"] for r in rows if r["series"] == s}) for s in {r["series"] for r in rows})
-    return (
-        f"mean of {trials} trials, bars of one standard deviation"
-        if trials > 1
-        else "one trial, bars of its 95% interval"
-    )
+    """What lines and bars of `averaged` rows are."""
+    counts = {row["trials"] for row in rows}
+    if counts <= {1}:
+        return "one trial, bars of its 95% interval"
+    few = "up to " if len(counts) > 1 else ""
+    alone = ", of a single trial its 95% interval" if 1 in counts else ""
+    return f"mean of {few}{max(counts)} trials, bars of one standard deviation{alone}"
 
 
 def averaged(rows: Sequence[Row], value: str, ends: tuple[str, str] | None, panel: str) -> list[Row]:
@@ -63,17 +64,17 @@ def averaged(rows: Sequence[Row], value: str, ends: tuple[str, str] | None, pane
 
 def accuracy(cycles: Sequence[Row], gathered: Gathered) -> Chart | None:
     rows = averaged(cycles, "test", ("test_low", "test_high"), "trained")
+    told = trials_told(rows)
     untrained = averaged(cycles, "start", None, "before the first step")
     rows += untrained
     classes = {run.meta.get("num_classes") for run in gathered.shown if run.result}
     several = len({row["density"] for row in untrained}) > 1
     if several and len(classes) == 1 and (count := classes.pop()):
         guess = {"series": "chance", "value": 100 / count, "low": None, "high": None, "trials": None}
-        by_cycle = {row["cycle"]: row | guess for row in untrained}
-        rows += by_cycle.values()
+        rows += {row["density"]: row | guess for row in untrained}.values()
     caption = (
         "Test accuracy of the selected ticket, and of the same ticket before its first step, "
-        f"against the kept part of the prunable weights; {trials_told(cycles)}. Intervals are Wilson's, of "
+        f"against the kept part of the prunable weights; {told}. Intervals are Wilson's, of "
         "trained ones."
     )
     build = lambda r: charts.by_density(r, "test accuracy (%)")  # noqa: E731
@@ -82,24 +83,22 @@ def accuracy(cycles: Sequence[Row], gathered: Gathered) -> Chart | None:
 
 def shifts(judged: Sequence[Row]) -> Chart | None:
     rows: list[Row] = []
+    others: list[Row] = []
     for name in summary.sets_of(judged):
         title = SHIFTS.get(name, name)
-        own = [r for r in judged if r["dataset"] == name]
-        rows += averaged(own, "top1", ("low", "high"), title)
-        rows += averaged(
-            [r | {"trial": 0} for r in published.rows() if r["dataset"] == name], "top1", None, title
-        )
+        rows += averaged([r for r in judged if r["dataset"] == name], "top1", ("low", "high"), title)
+        others += averaged([r for r in published.rows() if r["dataset"] == name], "top1", None, title)
     if not rows:
         return None
     pipelines = ", ".join(sorted({r["pipeline"] for r in judged}))
     caption = (
-        f"Top-1 of the selected ticket on each set, pipeline {pipelines}; {trials_told(judged)}. "
+        f"Top-1 of the selected ticket on each set, pipeline {pipelines}; {trials_told(rows)}. "
         "Intervals are of a bootstrap."
     )
-    if any(r["series"] == published.NAME for r in rows):
+    if others:
         caption += f" {published.ABOUT}, where the set is one of its five."
     build = lambda r: charts.by_density(r, "top-1 (%)")  # noqa: E731
-    return charts.made("sets_by_density", "Accuracy on every judged set", caption, rows, build)
+    return charts.made("sets_by_density", "Accuracy on every judged set", caption, rows + others, build)
 
 
 def robustness(judged: Sequence[Row]) -> Chart | None:
@@ -161,7 +160,8 @@ def learning(gathered: Gathered, reader: Reader) -> Chart | None:
 
 def reliability(gathered: Gathered, reader: Reader) -> Chart | None:
     rows = measure.reliability_rows(gathered, reader)
-    chosen = mask_charts.some(sorted({r["cycle"] for r in rows}), 4)
+    cycles = sorted({r["cycle"] for r in rows})
+    chosen = {cycles[i] for i in thinned(len(cycles), 4)}
     rows = [
         r | {"panel": SHIFTS.get(r["dataset"], r["dataset"]), "ticket": f"{r['series']} {r['cycle']:03d}"}
         for r in rows

@@ -16,7 +16,6 @@ from giung2_ext.reports import standing, status
 from giung2_ext.storage import locks, paths, predictions, records, tickets
 
 Row = dict[str, Any]
-SEED = "__seed="  # in the names that a sweep gives its runs
 SIGNS = (records.CONFIG, records.METRICS, records.MOVES, records.RESULT)
 
 
@@ -57,8 +56,7 @@ class Run(NamedTuple):
     @property
     def usual(self) -> list[Mapping[str, Any]]:
         """What it was judged to be, once a set: of several pipelines not `tf`, that of training."""
-        ordered = sorted(self.judged, key=lambda scores: scores["pipeline"] != "tf")
-        return list({scores["dataset"]: scores for scores in ordered}.values())
+        return list(predictions.usual(self.judged).values())
 
     @property
     def counts(self) -> Mapping[str, Any]:
@@ -73,6 +71,14 @@ class Gathered(NamedTuple):
     @property
     def shown(self) -> list[Run]:
         return [run for run in self.runs if run.counted]
+
+    @property
+    def firsts(self) -> dict[str, int]:
+        """The first trial of every series."""
+        found: dict[str, int] = {}
+        for run in self.shown:
+            found[run.series] = min(found.get(run.series, run.place.trial), run.place.trial)
+        return found
 
     @property
     def series(self) -> list[str]:
@@ -140,6 +146,15 @@ class Reader:
             return otherwise
         return otherwise if found is None else found
 
+    def drawn(self, what: str, build: Callable[[], Sequence[Any]]) -> Sequence[Any]:
+        """A chart that fails does not cost the others, and does not hide that it failed."""
+        try:
+            return build()
+        except Exception as error:  # of any kind
+            told = f"{type(error).__name__}: {error}"
+            self.warn(f"{what}: not drawn, as records are damaged or this report is at fault ({told})")
+            return []
+
     def warn(self, text: str) -> None:
         if text not in self.warnings:
             self.warnings.append(text)
@@ -168,7 +183,7 @@ class Reader:
             filter(None, [place.run if several else "", place.arm or "tickets" * (not place.plain)])
         )
         series = label or place.run
-        return Run(place, series, state, why, typed(place, stored), stored, result, best, meta, judged)
+        return Run(place, series, state, why, command_of(place, stored), stored, result, best, meta, judged)
 
     def ticket(self, folder: epath.Path, names: set[str], by: str) -> tuple[epath.Path | None, Any]:
         for name in (paths.BESTS.get(by, ""), *paths.BESTS.values(), paths.LAST):
@@ -178,7 +193,7 @@ class Reader:
         return None, {}
 
 
-def typed(place: Place, stored: Mapping[str, Any]) -> str | None:
+def command_of(place: Place, stored: Mapping[str, Any]) -> str | None:
     """The command that made it, to be typed anywhere; a cycle of imp.py is made by its chain's."""
 
     def read() -> str | None:
@@ -230,10 +245,11 @@ def gather(folders: Sequence[epath.Path]) -> Gathered:
     """Every run at or below these folders."""
     found = [root for folder in folders for root in roots(folder)]
     reader, runs = Reader(), []
-    for place in pooled([p for name, root in called(found).items() for p in places_of(name, root)]):
+    for place in (p for name, root in called(found).items() for p in places_of(name, root)):
         run = reader.run(place, len(found) > 1)
         if run is not None:
             runs.append(run)
+    runs = pooled(runs, reader)
     if not runs:
         raise Refusal(f"{', '.join(map(str, folders))}: no run has begun there")
     if not any(run.counted for run in runs):  # of a chain that has come no further than its rewind point
@@ -241,16 +257,32 @@ def gather(folders: Sequence[epath.Path]) -> Gathered:
     return Gathered(tuple(runs), tuple(reader.warnings), len(found) > 1)
 
 
-def pooled(places: Sequence[Place]) -> list[Place]:
-    """Runs of a sweep that differ in their seed alone are trials of one series."""
-    trials: dict[str, int] = {}
+def pooled(runs: Sequence[Run], reader: Reader) -> list[Run]:
+    """Runs of a sweep that differ in their seed alone are trials of one series, numbered by it."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        name, named, seed = run.place.run.rpartition(records.SEED)
+        if run.place.plain and named and seed.isdecimal():
+            groups.setdefault(name, []).append(run)
+    trials = {}
+    for name, own in groups.items():
+        recipes = [records.flatten(run.stored["recipe"]) for run in own if run.stored.get("recipe")]
+        fields = dict.fromkeys(field for recipe in recipes for field in recipe if field != "seed")
+        unlike = [f for f in fields if any(recipe.get(f) != recipes[0].get(f) for recipe in recipes)]
+        if unlike:
+            reader.warn(
+                f"{name}: its runs differ in more than their seeds ({', '.join(unlike[:4])}"
+                f"{', …' if len(unlike) > 4 else ''}), so each is shown by itself."
+            )
+            continue
+        for run in own:
+            trials[run.place.folder] = name, int(run.place.run.rpartition(records.SEED)[2])
     found = []
-    for place in places:
-        name, seeded, _ = place.run.rpartition(SEED)
-        if place.plain and seeded:
-            place = place._replace(run=name, trial=trials.setdefault(name, -1) + 1)
-            trials[name] = place.trial
-        found.append(place)
+    for run in runs:
+        if run.place.folder in trials:
+            name, trial = trials[run.place.folder]
+            run = run._replace(place=run.place._replace(run=name, trial=trial), series=name)
+        found.append(run)
     return found
 
 

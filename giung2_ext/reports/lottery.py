@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from giung2_ext.reports import charts
+from giung2_ext.reports import charts, tables
 from giung2_ext.reports.charts import Chart, Row
 from giung2_ext.reports.results import Curves
 
@@ -105,7 +105,7 @@ def curve_of(curves: Curves, arm: str, cycle: int) -> Curve | None:
         if (own, c) == (arm, cycle)
     ]
     steps = sorted(set.intersection(*map(set, runs))) if runs else []
-    steps = steps[:: max(1, -(-len(steps) // STEPS))]
+    steps = [steps[i] for i in tables.thinned(len(steps), STEPS)]
     return (steps, [[run[step] for run in runs] for step in steps]) if len(steps) > 2 else None
 
 

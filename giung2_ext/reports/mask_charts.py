@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from giung2_ext.reports import charts, mask_history, measure, summary, themes
+from giung2_ext.reports import charts, mask_history, measure, summary, tables, themes
 from giung2_ext.reports.charts import Chart
 from giung2_ext.reports.gather import Gathered, Reader, Row
 from giung2_ext.storage import records
@@ -66,7 +66,8 @@ def densities(gathered: Gathered) -> dict[tuple[str, int], float]:
 
 def weights(gathered: Gathered, masks: dict[int, measure.Packed], reader: Reader) -> Chart | None:
     rows = measure.weight_rows(gathered, masks, reader)
-    chosen = some(sorted({r["cycle"] for r in rows}))
+    cycles = sorted({r["cycle"] for r in rows})
+    chosen = {cycles[i] for i in tables.thinned(len(cycles), 6)}
     rows = [r | {"panel": f"{r['series']}, cycle {r['cycle']:03d}"} for r in rows if r["cycle"] in chosen]
     caption = (
         "Sizes of the weights that the ticket before ended with, by octaves of |w|: all that it "
@@ -76,18 +77,13 @@ def weights(gathered: Gathered, masks: dict[int, measure.Packed], reader: Reader
     return charts.made("weight_sizes", "Weights before and after pruning", caption, rows, charts.weights)
 
 
-def some(values: Sequence[int], most: int = 6) -> set[int]:
-    """At most so many, the first and the last among them."""
-    count = min(most, len(values))
-    return {values[round(i * (len(values) - 1) / max(1, count - 1))] for i in range(count)}
-
-
 def masks_over_time(gathered: Gathered, reader: Reader) -> list[Chart | None]:
-    """Of runs whose mask changed while they trained."""
-    found = []
+    """Of every series' first run whose mask changed while it trained."""
+    found, firsts = [], gathered.firsts
     for run in gathered.shown:
         moved = run.place.folder / records.MOVES
-        if run.place.plain and not run.place.trial and moved.exists() and run.counts.get("layers"):
+        first = run.place.plain and run.place.trial == firsts[run.series]
+        if first and moved.exists() and run.counts.get("layers"):
             found.append(reader.read(f"{moved}", lambda run=run: mask_history.rows_of(run), ([], [])))
     return moving(found)
 

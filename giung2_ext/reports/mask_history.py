@@ -137,9 +137,7 @@ def update_table(history: History) -> tables.Table:
 
 def some_rows(table: tables.Table) -> tables.Table:
     """The header and at most FEW rows, the first and the last among them."""
-    count = len(table) - 1
-    picked = sorted({round(i * (count - 1) / max(1, FEW - 1)) for i in range(min(FEW, count))})
-    return [table[0], *(table[1 + i] for i in picked)]
+    return [table[0], *(table[1 + i] for i in tables.thinned(len(table) - 1, FEW))]
 
 
 def notes(history: History, result: Mapping[str, Any], against: str | None) -> list[str]:
@@ -181,8 +179,7 @@ def rows_of(run: Run) -> tuple[list[Row], list[Row]] | None:
 
 def line(history: History, values: np.ndarray, first: int = 0) -> list[Row]:
     """At most POINTS of its updates, the first and the last among them; every third has a point."""
-    last = len(history.steps) - 1
-    drawn = sorted({first + round(i * (last - first) / (POINTS - 1)) for i in range(POINTS)})
+    drawn = [first + i for i in tables.thinned(len(history.steps) - first, POINTS)]
     return [
         {"step": int(history.steps[i]), "value": float(values[i])}
         | dict.fromkeys(("low", "high"), None if k % 3 else float(values[i]))

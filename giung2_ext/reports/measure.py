@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.reports import results, summary
+from giung2_ext.reports import results, summary, tables
 from giung2_ext.reports.gather import Gathered, Reader, Row, Run
 from giung2_ext.storage import leaves, predictions, records
 
@@ -51,7 +51,7 @@ def chance(a: Run, b: Run) -> float:
 def overlap_rows(gathered: Gathered, masks: Mapping[int, Packed]) -> list[Row]:
     """Between cycles of a series' first trial; between trials, arms and runs at one cycle."""
     runs, rows = gathered.shown, []
-    firsts = {s: min(r.place.trial for r in runs if r.series == s) for s in gathered.series}
+    firsts = gathered.firsts
     for i, j in itertools.combinations(sorted(masks), 2):
         a, b = runs[i], runs[j]
         own = a.series == b.series
@@ -142,7 +142,7 @@ def curve_rows(gathered: Gathered, reader: Reader) -> list[Row]:
             reader.warn(f"{folder / records.METRICS} has damaged rows, which are left out")
         for split in ("holdout", "test"):
             found = results.measured(measured, split)
-            for row in found[:: max(1, -(-len(found) // POINTS))]:
+            for row in (found[i] for i in tables.thinned(len(found), POINTS)):
                 name = summary.named(run) | {"split": split, "density": summary.density(run)}
                 rows.append(name | {"step": row["step"], "accuracy": 100 * row["accuracy"]})
     return rows
@@ -191,6 +191,8 @@ def flip_rows(gathered: Gathered, reader: Reader, most: int = 48) -> list[Row]:
         later = [r for r in runs if r.place[:2] == dense.place[:2] and r.cycle > 0]
         for run in later:
             for scores in run.usual:
+                if next(iter(scores["scores"])) == "real":  # whose labels the arrays do not have
+                    continue
                 pair = next((s for s in dense.usual if same_images(s, scores)), None)
                 if pair is None:
                     continue

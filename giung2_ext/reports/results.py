@@ -47,6 +47,10 @@ def read_instability(folder: epath.Path, lasts: Collection[str]) -> dict[str, An
     """What was found on tickets that the chain still has; `left_out` counts the other rows."""
     found = records.read_json(folder / paths.INSTABILITY)
     if found:
+        for row in found["rows"]:
+            row["cycle"], row["kept"] / row["prunable"], float(row["instability"])
+            if len(row["error"]) != len(found["alphas"]):
+                raise Refusal(f"{folder / paths.INSTABILITY}: {row['error']} at {found['alphas']}")
         rows = [row for row in found["rows"] if row["a"] in lasts]
         found |= {"rows": rows, "left_out": len(found["rows"]) - len(rows)}
     return found

@@ -168,7 +168,7 @@ def _chain(root: epath.Path, members: Sequence[Found]) -> Standing:
     holder = locks.holder(root)
     wanted = _wanted(bases, cycles, session["chain"]["arms"])
     finished = all(name in runs and runs[name].state == "finished" for name in wanted)
-    state, why = _state(finished, holder, runs.values())
+    state, why = _state_of_chain(finished, holder, runs.values())
     times = [run.seen for run in runs.values()] + [last_seen(root, {locks.LOCK})]
     return Standing(
         *(os.fspath(root), "chain", state, why, _step(root, newest, now, finished)),
@@ -186,7 +186,7 @@ def _chain(root: epath.Path, members: Sequence[Found]) -> Standing:
     )
 
 
-def _state(finished: bool, holder: str | None, runs: Iterable[Standing]) -> tuple[str, str]:
+def _state_of_chain(finished: bool, holder: str | None, runs: Iterable[Standing]) -> tuple[str, str]:
     """Of a chain: damaged if one of its runs is, and else why it left one unfinished."""
     bad = [run for run in runs if run.state == "damaged"]
     if bad:

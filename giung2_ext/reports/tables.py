@@ -152,6 +152,12 @@ def judged_sets(points: Sequence[Any]) -> list[str]:
     return in_order({name for p in points for name in p.judged})
 
 
+def thinned(count: int, most: int) -> list[int]:
+    """At most so many of 0, 1, …, count - 1, evenly, the first and the last among them."""
+    taken = min(most, count)
+    return [round(i * (count - 1) / max(1, taken - 1)) for i in range(taken)]
+
+
 def in_order(names: set[str]) -> list[str]:
     return [name for name in SHIFTS if name in names] + sorted(names - set(SHIFTS))
 

@@ -7,7 +7,7 @@ beside them what was judged, how, and how well.
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,12 @@ def read_arrays(folder: epath.Path, dataset: str, pipeline: str) -> dict[str, np
             return {name: stored[name] for name in stored.files}
     except Exception as error:  # a damaged zip raises a dozen kinds
         raise Refusal(f"{path} is damaged ({error}); remove it and evaluate again") from error
+
+
+def usual(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Scores by dataset: of several pipelines not `tf`, that of training."""
+    ordered = sorted(found, key=lambda scores: scores["pipeline"] != "tf")
+    return {scores["dataset"]: scores for scores in ordered}
 
 
 def all_scores(folder: epath.Path) -> list[dict[str, Any]]:

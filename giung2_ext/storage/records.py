@@ -19,6 +19,7 @@ from giung2_ext.storage.events import Sink
 
 CONFIG, METRICS, MOVES, RESULT = "config.json", "metrics.jsonl", "masks.jsonl", "result.json"
 SWEEP = "sweep.json"  # in the folder above the runs of a sweep
+SEED = "__seed="  # before the seed, at the end of the names of its runs
 PACKAGES = ("giung2_ext", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

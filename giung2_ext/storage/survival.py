@@ -47,9 +47,13 @@ def gather(masks: Sequence[Tree], names: Sequence[str], tickets: Sequence[str] =
     if not 1 <= len(masks) <= MOST:
         raise Refusal(f"a map holds 1 to {MOST} cycles, got {len(masks)}")
     flat = [traverse_util.flatten_dict(tree, sep="/") for tree in masks]
+    for name, own in zip(names, flat, strict=True):
+        if own.keys() != flat[0].keys():
+            other = min(own.keys() ^ flat[0].keys())
+            raise Refusal(f"{name} is of another network than {names[0]}: {other} is in one of them alone")
     lived: dict[str, np.ndarray | None] = {}
     for name, first in flat[0].items():
-        column = [own.get(name) for own in flat]
+        column = [own[name] for own in flat]
         if first is None and not any(mask is not None for mask in column):
             lived[name] = None
             continue

@@ -23,6 +23,7 @@ def rows(split):
 
 def test_digits_are_fixed_splits_of_the_stored_file_in_its_order():
     source = digits.build()
+    assert (source.num_classes, source.image_shape) == digits.CLASSES_AND_SHAPE
     parts = [source.split(name) for name in ("train", "holdout", "test")]
     assert [len(part.labels) for part in parts] == [1200, 200, 397]
     with np.load(digits.FILE) as stored:

@@ -337,6 +337,10 @@ def test_a_list_of_masks_is_put_onto_the_weights_of_a_ticket(small, tmp_path):
     half = converting.convert(
         str(write(tmp_path / "m.pkl", content)), str(tmp_path / "half"), Wishes(onto=str(dense))
     )
+    narrow = importing.put_masks(
+        {"Conv_0/kernel": tickets.read_ticket(half).masks["Conv_0"]["kernel"]}, str(half), {}, "narrow"
+    )
+    assert narrow.meta["kept"] == tickets.read_meta(half)["kept"]  # other leaves keep their masks
     whole = pickle.dumps([np.ones_like(mask) for mask in masks])
     with pytest.raises(Refusal, match=r"weights that .* has pruned"):
         imported(tmp_path, whole, onto=str(half))

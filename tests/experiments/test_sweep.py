@@ -14,6 +14,7 @@ from sweeps import check_swept, swept
 
 from giung2_ext.core.errors import Failure, Refusal
 from giung2_ext.experiments import jobs, sweep, sweeping
+from giung2_ext.storage import records
 
 pytest.importorskip("submitit", reason="the extra [sweep] is not installed")
 DIGITS = f"{REPOSITORY / 'configs/imp/digits.py'}:smoke"
@@ -65,6 +66,11 @@ def test_a_name_is_short_and_holds_for_every_file_system_and_keeps_apart_what_di
     names = [*odd, *(sweep.name_of("a/b.py", {"data_root": end * 300}, 0) for end in "yz")]
     assert len(set(names)) == 5
     assert all(len(name) <= sweep.LONGEST and set("/: ").isdisjoint(name) for name in names)
+    for over in ({}, {"data_root": "/x y/z"}, {"data_root": "z" * 300}):  # runs that differ in their seed
+        two = [sweep.name_of("a/b.py", over, seed) for seed in (1, 23)]
+        heads = {name.partition(records.SEED)[0] for name in two}
+        assert len(heads) == 1
+        assert [name.partition(records.SEED)[2] for name in two] == ["1", "23"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from test_figures import make_chain, make_masks
 
 from giung2_ext.core import masks as masking
 from giung2_ext.core.errors import Refusal
-from giung2_ext.reports import gather, measure, page, published, report, summary, warnings
+from giung2_ext.reports import drawing, gather, measure, page, published, report, summary, warnings
 from giung2_ext.storage import locks, paths, predictions, records
 
 
@@ -31,7 +31,7 @@ def rows_of(data, name):
     return [dict(zip(chart["columns"], values, strict=True)) for values in chart["values"]]
 
 
-def judge(run, digest, dataset, accuracy, pipeline="tf", examples=60, lacking=None):
+def judge(run, digest, dataset, accuracy, pipeline="tf", examples=60, lacking=None, kind="4"):
     """Predictions of a ticket as evaluate.py keeps them, wrong on the last examples."""
     labels = np.arange(examples) % 4
     top = np.stack([labels, (labels + 1) % 4], axis=1)
@@ -42,7 +42,7 @@ def judge(run, digest, dataset, accuracy, pipeline="tf", examples=60, lacking=No
     arrays.pop(lacking, None)
     scores = {"top1": [accuracy, accuracy - 0.1, accuracy + 0.05], "ece": [0.1, 0.05, 0.2]}
     about = {"dataset": dataset, "pipeline": pipeline, "images": "60:a", "ticket": digest, "seen": examples}
-    predictions.write(predictions.folder_in(run, digest), about | {"scores": {"4": scores}}, arrays)
+    predictions.write(predictions.folder_in(run, digest), about | {"scores": {kind: scores}}, arrays)
 
 
 def test_a_page_is_one_file_that_names_nothing_outside(folder):
@@ -103,6 +103,7 @@ def test_judged_sets_stand_before_the_published_curve(folder):
         if not point.arm:
             for name in ("imagenet2012", "imagenet_a"):
                 judge(point.folder, "b", name, 0.8 - 0.1 * point.cycle)
+            judge(point.folder, "b", "imagenet_real", 0.8, kind="real")  # whose labels are other ones
     written = page.write_page([folder], folder / "report")
     data = data_of(written)
     assert {"sets_by_density", "robustness", "reliability", "calibration"} <= data["charts"].keys()
@@ -112,6 +113,7 @@ def test_judged_sets_stand_before_the_published_curve(folder):
     assert [(r["density"], r["value"]) for r in rows][:2] == [(1.0, 76.06), (0.41, 76.58)]
     text = (written.folder / page.PAGE).read_text()
     assert "80.00 [70.00, 85.00]" in text
+    assert "imagenet_real" not in re.sub("<script.*?</script>", "", text.partition("became")[2])
     assert re.search(r"imagenet_a \d+: [0-3] became [0-3]<br>", text)  # flips
     named = page.write_page([folder], folder / "report", names=lambda dataset: ["ant", "bee", "cat", "dog"])
     text = (named.folder / page.PAGE).read_text()
@@ -319,6 +321,47 @@ def test_seeds_of_a_sweep_are_trials_of_one_series(folder):
     assert gathered.series == ["alone", "rigl__lr=0.1", "set"]
     assert [r.place.trial for r in gathered.shown if r.series == "set"] == [0, 1]
     assert gathered.names == ["alone", "rigl__lr=0.1", "set"]
+
+
+def test_a_seed_is_its_trials_number_and_the_first_is_drawn(folder):
+    for seed in (10, 2):
+        begin(folder / f"rigl__seed={seed}", ["train.py"])
+    gathered = gather.gather([folder])
+    assert sorted(run.place.trial for run in gathered.shown) == [2, 10]
+    assert gathered.firsts == {"rigl": 2}
+
+
+def test_runs_of_unlike_recipes_are_never_averaged(folder):
+    for name, seed, ni in (("a", 0, 100), ("a", 1, 100), ("b", 0, 100), ("b", 1, 200)):
+        begin(folder / f"{name}__seed={seed}", ["train.py"], ni=ni)
+    gathered = gather.gather([folder])
+    assert gathered.series == ["a", "b__seed=0", "b__seed=1"]
+    assert "b: its runs differ in more than their seeds (optim.ni), so each is shown by itself." in (
+        gathered.warnings
+    )
+
+
+def test_captions_tell_what_the_bars_are_where_a_trial_lacks_a_cycle(folder):
+    points = make_chain(folder, 2)
+
+    def caption():
+        written = page.write_page([folder], folder / "report")
+        return next(c.caption for c in written.charts if c.name == "accuracy_by_density")
+
+    assert "mean of 2 trials, bars of one standard deviation. " in caption()
+    late = next(p for p in points if (p.trial, p.arm, p.cycle) == (1, "", 2))
+    (late.folder / records.RESULT).unlink()
+    both = "mean of up to 2 trials, bars of one standard deviation, of a single trial its 95% interval. "
+    assert both in caption()
+
+
+def test_a_chart_that_fails_is_told_and_costs_no_other(folder, monkeypatch):
+    make_chain(folder, 1)
+    monkeypatch.setattr(drawing, "lineage", lambda gathered: 1 / 0)
+    written = page.write_page([folder], folder / "report")
+    [told] = [line for line in written.warnings if "lineage" in line]
+    assert told.endswith("this report is at fault (ZeroDivisionError: division by zero)")
+    assert "accuracy_by_density" in {chart.name for chart in written.charts}
 
 
 def test_unlike_runs_side_by_side_are_warned_of(folder):

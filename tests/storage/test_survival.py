@@ -66,6 +66,14 @@ def test_masks_of_another_network_or_rule_are_refused():
         survival.gather(masks, names(masks))
 
 
+def test_masks_of_other_leaves_are_refused():
+    for there in (0, 1):
+        masks = chain(2)
+        masks[there]["extra"] = {"kernel": np.ones(3, bool)}
+        with pytest.raises(Refusal, match="001 is of another network than 000: extra/kernel is in one"):
+            survival.gather(masks, names(masks))
+
+
 def test_what_is_not_there_or_was_changed_is_refused():
     masks = chain(3)
     whole = survival.gather(masks, names(masks))

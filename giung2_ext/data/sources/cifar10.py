@@ -10,6 +10,7 @@ from giung2_ext.data.sources import _cifar, _small
 
 FILES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 CIFAR10 = _cifar.published(10, "cifar-10-batches-py", FILES, b"labels")
+CLASSES_AND_SHAPE = CIFAR10.num_classes, CIFAR10.shape
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

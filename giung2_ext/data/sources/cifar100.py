@@ -9,6 +9,7 @@ from giung2_ext.data.sources import _cifar, _small
 
 FILES = {"train": ("train",), "test": ("test",)}
 CIFAR100 = _cifar.published(100, "cifar-100-python", FILES, b"fine_labels")
+CLASSES_AND_SHAPE = CIFAR100.num_classes, CIFAR100.shape
 
 _NAMES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly

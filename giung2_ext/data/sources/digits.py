@@ -10,6 +10,7 @@ import numpy as np
 from giung2_ext.data.source import Source, check_split
 
 FILE = pathlib.Path(__file__).with_name("digits.npz")
+CLASSES_AND_SHAPE = 10, (8, 8, 1)
 SPLITS = {"train": slice(0, 1200), "holdout": slice(1200, 1400), "test": slice(1400, None)}
 
 

@@ -9,6 +9,7 @@ from giung2_ext.data.source import Source
 from giung2_ext.data.sources import _idx, _small
 
 FASHION = _idx.published("fashion_mnist", "Fashion-MNIST", "github.com/zalandoresearch/fashion-mnist")
+CLASSES_AND_SHAPE = FASHION.num_classes, FASHION.shape
 
 NAMES = (
     *("T-shirt/top", "trouser", "pullover", "dress", "coat"),

@@ -8,6 +8,7 @@ from giung2_ext.data.source import Source
 from giung2_ext.data.sources import _idx, _small
 
 MNIST = _idx.published("mnist", "MNIST", "yann.lecun.com/exdb/mnist")
+CLASSES_AND_SHAPE = MNIST.num_classes, MNIST.shape
 
 
 def build(
