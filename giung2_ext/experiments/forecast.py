@@ -114,7 +114,7 @@ class Plan(NamedTuple):
         if max(turns[: len(self.steps())]) == 1:
             return self.steps()
         pairs = zip(self.steps(), self.steps(2), turns, strict=False)
-        return [look.all_turns(two, count) for look, two, count in pairs]
+        return [look.all_turns(two, count) if count > 1 else look for look, two, count in pairs]
 
     def evaluation(self) -> Look:
         program = self.drawn.program_of(self.micro_batches, self.feed)
