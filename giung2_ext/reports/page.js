@@ -128,7 +128,9 @@ document.getElementById("theme").addEventListener("click", () => {
   setTheme(root.dataset.theme === "dark" ? "light" : "dark");
   drawAll();
 });
-addEventListener("beforeprint", () => { setTheme("light"); drawAll(); });
+let onScreen; // all of it is drawn before the browser prints: nothing waits for a timer
+addEventListener("beforeprint", () => { onScreen = root.dataset.theme; setTheme("light"); drawAll(); });
+addEventListener("afterprint", () => { setTheme(onScreen); drawAll(); });
 document.querySelectorAll("table.sortable").forEach(makeSortable);
 document.querySelectorAll("input[data-series], input[data-trial]").forEach((box) =>
   box.addEventListener("change", () => { filterTables(); drawAll(); }));

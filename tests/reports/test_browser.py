@@ -1,5 +1,6 @@
 """The page in a real browser, opened from disk."""
 
+import json
 import shutil
 
 import numpy as np
@@ -178,3 +179,20 @@ def test_both_themes_can_be_read(scheme, opened):
 def test_a_phone_shows_it_without_scrolling_sideways(opened):
     one = opened(width=390)
     assert one.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_paper_is_light_and_the_screen_is_afterwards_what_it_was(scheme, opened):
+    one = opened(scheme=scheme)
+    grounds = "() => [...document.querySelectorAll('.chart svg')].map((e) => "
+    grounds += "getComputedStyle(e).backgroundColor)"
+    before = one.evaluate(grounds)
+    drawn = one.evaluate(  # what a browser prints is what is there when no event is left to handle
+        f"(event) => {{ dispatchEvent(new Event(event));"
+        f" return new Promise((done) => setTimeout(() => done(({grounds})()))); }}",
+        "beforeprint",
+    )
+    assert len(drawn) >= 8
+    assert {*drawn} == {"rgb(255, 255, 255)"}
+    one.evaluate("dispatchEvent(new Event('afterprint'))")
+    one.wait_for_function(f"({grounds})().join() === {json.dumps(','.join(before))}")
