@@ -4,6 +4,7 @@ import errno
 import inspect
 import os
 import pathlib
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -29,6 +30,10 @@ def guarded(work: Callable[[], None]) -> None:
     """Runs `work`; what a user can mend is one line on stderr and an exit status, no traceback."""
     try:
         work()
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`: nobody reads on, and Python is not to say so as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(128 + signal.SIGPIPE)
     except Refusal as error:
         _leave(
             str(error), error.status, at_once=processes.joined() and not error.agreed, agreed=error.agreed

@@ -116,6 +116,12 @@ def described(parts: Parts, wishes: Wishes, name: str) -> dict[str, Any]:
             f"{name} has {classes} classes: say which set it is of, --data_name=NAME, NAME one of "
             f"{sets}{f' (got {data})' if data else ''}, or --like=TICKET, one of the same network"
         )
+    first = next((t for t in parts.tensors.values() if t.ndim == 4), None)
+    if first is not None and first.shape[1] != known[1][-1]:
+        raise Refusal(
+            f"{name} takes images of {first.shape[1]} channels, those of {data} have {known[1][-1]}: "
+            "--data_name=NAME says which set it is of"
+        )
     config = default_config().unlock()
     config.model, config.data = Config(model), Config(dict(name=data))
     config = complete(config)
@@ -132,10 +138,16 @@ def pixels_of(parts: Parts, wishes: Wishes, about: Mapping[str, Any]) -> dict[st
         stored = tickets.read_ticket(wishes.like).statistics["image_stats"]
         mean, std = stored["m"], stored["s"]
     elif len(mean) != channels:
-        mean, std = about["data"]["mean"], about["data"]["std"]
+        data, package = about["data"], giung2_ext.data.sources
+        mean, std = (
+            data.get(key) or discovery.constant(package, data["name"], key.upper())
+            for key in ("mean", "std")
+        )
     mean, std = wishes.mean or mean, wishes.std or std
     if len(mean) != channels or len(std) != channels:
         raise Refusal(f"--mean and --std have one number for each of {channels} channels")
+    if not (np.isfinite(mean).all() and np.isfinite(std).all() and np.min(std) > 0):
+        raise Refusal(f"--std must be above 0, and both finite; got {tuple(mean)} and {tuple(std)}")
     return {"m": np.asarray(mean, np.float32), "s": np.asarray(std, np.float32)}
 
 
@@ -143,7 +155,16 @@ def import_parts(parts: Parts, wishes: Wishes, name: str, sha256: str) -> ticket
     """The ticket that a file's parts make."""
     about = described(parts, wishes, name)
     network = fitting.Network.of(about)
-    flat, found = fitting.rename(parts.tensors, network, name)
+    try:
+        flat, found = fitting.rename(parts.tensors, network, name)
+    except Refusal as error:
+        if parts.meta is not None or wishes.like is not None:
+            raise
+        taken = f"{about['model']['name']} on images of {about['data']['name']}"
+        raise Refusal(
+            f"{error} (taken for {taken}; --data_name=NAME or --like=TICKET, one of the same network, says "
+            "what it is)"
+        ) from error
     given = fitting.place_masks(parts, network, name)
     statistics = {"image_stats": pixels_of(parts, wishes, about)} | (
         {"batch_stats": trees.nest(found)} if found else {}

@@ -36,6 +36,11 @@ class Ticket:
     statistics: Tree  # batch_stats, and image_stats: mean and std of the pixels
     lineage: Mapping[str, Any]  # model, data, seed, step, parents by digest, counts; JSON values
 
+    def __repr__(self) -> str:
+        model, data = (self.lineage[key]["name"] for key in ("model", "data"))
+        kept = f"{self.lineage['kept']:,} of {self.lineage['prunable']:,} weights"
+        return f"Ticket({model} on {data}, {kept}, density {self.density():.4f}, {self.digest[:16]})"
+
     @property
     def digest(self) -> str:
         """SHA-256 of everything that is in it."""

@@ -128,8 +128,13 @@ def panels(rows: Sequence[Row], field: str = "panel") -> Any:
 
 
 def by_density(rows: list[Row], title: str | None, zero: bool = False) -> Any:
-    """Lines against density, a panel for each `panel`."""
-    return lines(rows, density_axis(rows), title, zero=zero)
+    """Lines against density, a panel for each `panel`; of one density alone a column for each series."""
+    if len({row["density"] for row in rows}) > 1:
+        return lines(rows, density_axis(rows), title, zero=zero)
+    names = list(dict.fromkeys(row["series"] for row in rows))
+    axis = alt.Axis(labelAngle=-30, labelLimit=130, grid=False)
+    about = f"density {rows[0]['density']:.3g}"
+    return lines(rows, alt.X("series:N", sort=names, title=about, axis=axis), title, zero=zero)
 
 
 def along(rows: list[Row], x: str, titles: tuple[str, str | None], **scale: Any) -> Any:
@@ -225,9 +230,9 @@ def scatter(rows: list[Row]) -> Any:
 
 
 def weights(rows: list[Row]) -> Any:
-    """Share of weights by the octave of |w|, before and after the cut, a panel for a cycle."""
+    """Share of weights by the octave of |w| from k to k + 1, before and after the cut, a panel a cycle."""
     colour, dash, _ = styled(rows, "when")
-    drawn = alt.Chart(source()).mark_line(interpolate="step", strokeWidth=1.8)
+    drawn = alt.Chart(source()).mark_line(interpolate="step-after", strokeWidth=1.8)
     drawn = drawn.encode(
         x=alt.X("log2:Q", title="log2 |w|"),
         y=alt.Y("share:Q", title="part of the weights before", axis=alt.Axis(format="%")),

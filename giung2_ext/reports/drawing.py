@@ -187,11 +187,18 @@ def calibration(judged: Sequence[Row]) -> Chart | None:
 def lineage(gathered: Gathered) -> Chart | None:
     """Of every series' first trial."""
     found = measure.lineage_rows(gathered)
+    several = len({r["run"] for r in found}) > 1
     firsts: dict[str, int] = {}
     found = [r for r in found if firsts.setdefault(r["series"], r["trial"]) == r["trial"]]
     at = {r["ticket"]: r for r in found}
     rows = [
-        {"kind": "ticket", "series": r["series"], "lane": lane(r), "x": r["cycle"], "ticket": r["ticket"]}
+        {
+            "kind": "ticket",
+            "series": r["series"],
+            "lane": lane(r, several),
+            "x": r["cycle"],
+            "ticket": r["ticket"],
+        }
         | {"matching": r["matching"], "previous": r["previous"]}
         for r in found
     ]
@@ -199,8 +206,13 @@ def lineage(gathered: Gathered) -> Chart | None:
         for kind in ("matching", "previous"):
             parent = at.get(r[kind])
             if parent is not None:
-                row = {"kind": kind, "series": r["series"], "lane": lane(parent), "x": parent["cycle"]}
-                row |= {"ticket": r["ticket"], "x2": r["cycle"], "lane2": lane(r)}
+                row = {
+                    "kind": kind,
+                    "series": r["series"],
+                    "lane": lane(parent, several),
+                    "x": parent["cycle"],
+                }
+                row |= {"ticket": r["ticket"], "x2": r["cycle"], "lane2": lane(r, several)}
                 rows.append(row)
     caption = (
         "Selected tickets by the first eight digits of their digests, and what they name as "
@@ -210,5 +222,7 @@ def lineage(gathered: Gathered) -> Chart | None:
     return charts.made("lineage", "Lineage", caption, rows, charts.lineage)
 
 
-def lane(row: Row) -> str:
-    return "rewind point" if row["cycle"] < 0 and not row["arm"] else row["series"]
+def lane(row: Row, several: bool) -> str:
+    if row["cycle"] >= 0 or row["arm"]:
+        return row["series"]
+    return f"{row['run']} rewind point" if several else "rewind point"

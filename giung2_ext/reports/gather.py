@@ -67,6 +67,7 @@ class Gathered(NamedTuple):
     runs: tuple[Run, ...]
     warnings: tuple[str, ...]
     several: bool = False  # chains or runs, which series are then named after
+    standings: tuple[standing.Standing, ...] = ()  # of the chains and runs below the folders
 
     @property
     def shown(self) -> list[Run]:
@@ -141,7 +142,9 @@ class Reader:
         try:
             found = read()
         except standing.UNREADABLE as error:
-            reason = str(error) if isinstance(error, Refusal | OSError) else type(error).__name__
+            reason = (
+                str(error) if isinstance(error, Refusal | OSError | ValueError) else type(error).__name__
+            )
             self.warn(f"{what} is damaged and left out: {reason}")
             return otherwise
         return otherwise if found is None else found
@@ -177,7 +180,7 @@ class Reader:
         best, meta = self.ticket(folder, names, result.get("selected_by", "accuracy"))
         digest = result.get("tickets", {}).get("best") or meta.get("digest")
         judged = self.read(f"{folder}: {paths.PREDICTIONS}", lambda: judged_in(folder, digest), ())
-        if state == "damaged":
+        if state == "damaged" and not any(line.startswith(f"{folder}") for line in self.warnings):
             self.warn(f"{folder} is shown as damaged: {why}")
         label = " ".join(
             filter(None, [place.run if several else "", place.arm or "tickets" * (not place.plain)])
@@ -218,7 +221,13 @@ def checked(result: Any) -> Any:
     if result is not None:
         for when in ("start", "best", "last"):
             float(result["scores"][when]["test"]["accuracy"])
-            1 / int(result["scores"][when]["test"].get("seen", 1))
+            for split, scores in result["scores"][when].items():
+                seen = int(scores.get("seen", 1))
+                if abs(scores["accuracy"] * seen - scores.get("correct", scores["accuracy"] * seen)) > 1:
+                    raise ValueError(
+                        f"{when}: {split} accuracy {scores['accuracy']} of {scores['correct']} of {seen}"
+                    )
+                1 / seen
         sizes = [int(kept) and int(size) for kept, size in result["layers"].values()]
         if not sizes and result["prunable"]:
             raise ValueError("it tells of no layer")
@@ -254,7 +263,8 @@ def gather(folders: Sequence[epath.Path]) -> Gathered:
         raise Refusal(f"{', '.join(map(str, folders))}: no run has begun there")
     if not any(run.counted for run in runs):  # of a chain that has come no further than its rewind point
         runs = [run._replace(place=run.place._replace(plain=True)) for run in runs]
-    return Gathered(tuple(runs), tuple(reader.warnings), len(found) > 1)
+    standings = [one for f in folders for one in standing.guarded(lambda f=f: status.survey(f), [])]
+    return Gathered(tuple(runs), tuple(reader.warnings), len(found) > 1, tuple(standings))
 
 
 def pooled(runs: Sequence[Run], reader: Reader) -> list[Run]:

@@ -97,15 +97,19 @@ def weight_rows(gathered: Gathered, masks: Mapping[int, Packed], reader: Reader)
             if runs[j].cycle != runs[i].cycle + 1 or runs[j].place.arm:
                 continue
             counts = reader.read(f"{runs[i].best}", lambda i=i, j=j: cut(runs[i], masks[i], masks[j]), None)
-            for when, values in zip(
-                ("before", "after"), counts if counts is not None else (), strict=False
-            ):
-                shares = values / max(1, counts[0].sum())
-                rows += [
-                    {"series": series, "cycle": runs[j].cycle, "when": when, "log2": octave, "share": share}
-                    for octave, share in zip(OCTAVES, shares, strict=True)
-                    if share > 1e-4
-                ]
+            if counts is None or not counts[0].any():
+                continue
+            shares = counts / counts[0].sum()
+            there = np.flatnonzero(shares[0] > 1e-4)
+            around = range(
+                max(there[0] - 1, 0), min(there[-1] + 2, len(OCTAVES))
+            )  # an empty one at each end
+            rows += [
+                {"series": series, "cycle": runs[j].cycle, "when": when}
+                | {"log2": OCTAVES[place], "share": float(own[place])}
+                for when, own in zip(("before", "after"), shares, strict=True)
+                for place in around
+            ]
     return rows
 
 
@@ -260,15 +264,22 @@ def environment_rows(gathered: Gathered) -> list[Row]:
 
 
 def recipe_rows(gathered: Gathered) -> list[Row]:
-    """The recipe of the first finished place of every run, a column a run."""
+    """The recipe of the first finished place of every run, a column a run, differing fields first."""
     columns: dict[str, dict[str, Any]] = {}
     for run in gathered.shown:
         if run.stored.get("recipe") and run.place.run not in columns:
             columns[run.place.run] = records.flatten(run.stored["recipe"])
     fields = dict.fromkeys(field for recipe in columns.values() for field in recipe)
-    return [
+    rows = [
         {"field": f, **{name: str(recipe.get(f, "–")) for name, recipe in columns.items()}} for f in fields
     ]
+    return sorted(rows, key=lambda row: not differs(row))
+
+
+def differs(row: Row) -> bool:
+    """Whether a field of the recipe is not the same everywhere."""
+    _, *values = row.values()
+    return len({*values}) > 1
 
 
 def spans(values: Sequence[float]) -> tuple[float, float, float]:

@@ -39,7 +39,11 @@ async function draw(name) {
     if (inner.width) inner.width = Math.min(inner.width, window.innerWidth - 150);
     config.legend.columns = 2;
   }
-  const options = { actions: false, renderer: "svg", config, tooltip: { theme } };
+  const patch = (vega) => { // a dash would break the outlines of a legend's shapes
+    for (const legend of vega.legends ?? []) if (legend.shape) delete legend.strokeDash;
+    return vega;
+  };
+  const options = { actions: false, patch, renderer: "svg", config, tooltip: { theme } };
   if (views[name]) views[name].finalize();
   delete views[name];
   if (!spec.datasets.rows.length) {

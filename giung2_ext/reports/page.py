@@ -62,7 +62,12 @@ def listings(gathered: Gathered, rows: Sequence[Row]) -> list[tuple[str, str, st
             "Of each run's latest session.",
             listed(measure.environment_rows(gathered)),
         ),
-        ("config", "Recipe", "Of the first run in each.", listed(measure.recipe_rows(gathered))),
+        (
+            "config",
+            "Recipe",
+            "Of the first run in each; what differs comes first.",
+            listed(measure.recipe_rows(gathered)),
+        ),
     ]
     return [one for one in found if one[3]]
 
@@ -165,6 +170,9 @@ def write_files(
         (out / folder).mkdir(parents=True, exist_ok=True)
     for chart in drawn:
         spec = vl_convert.vegalite_to_vega(chart.whole)
+        for legend in spec.get("legends", ()):
+            if "shape" in legend:  # whose outline a dash would break, as page.js knows too
+                legend.pop("strokeDash", None)
         paths.write_bytes(out / f"figures/{chart.name}.png", vl_convert.vega_to_png(spec, scale=2))
         paths.write_bytes(out / f"figures/{chart.name}.pdf", vl_convert.vega_to_pdf(spec))
         cells = [["" if v is None else str(v) for v in row] for row in chart.values]

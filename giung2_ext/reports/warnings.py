@@ -1,10 +1,13 @@
 """What a reader of the numbers must know, said plainly."""
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping
 
-from giung2_ext.reports import standing
+from giung2_ext.reports import measure, standing
 from giung2_ext.reports.gather import Gathered
+
+MOST = 6  # fields of a recipe that a line names
 
 
 def about(gathered: Gathered) -> str:
@@ -31,6 +34,7 @@ def warnings(gathered: Gathered) -> list[str]:
     ]
 
 
+TOLD = ("seed", "start", "model.name", "data.name", "optim.ni", "evaluation.select_by")
 UNLIKE = {
     "networks": lambda recipe: recipe["model"]["name"],
     "sets of images": lambda recipe: recipe["data"]["name"],
@@ -52,6 +56,11 @@ def likeness(gathered: Gathered) -> list[str]:
         if len(set(found.values())) > 1:
             told = ", ".join(f"{name} {value}" for name, value in found.items())
             lines.append(f"The runs are of different {what}: {told}.")
+    fields = [row["field"] for row in measure.recipe_rows(gathered) if measure.differs(row)]
+    others = [f for f in fields if f not in TOLD and f.partition(".")[0] not in TOLD]
+    if others:
+        more = f" and {len(others) - MOST} more" if len(others) > MOST else ""
+        lines.append(f"The recipes differ in {', '.join(others[:MOST])}{more}: see Recipe.")
     return lines
 
 
@@ -121,4 +130,18 @@ def unfinished(gathered: Gathered) -> list[str]:
     for run in gathered.shown:
         if run.state not in ("finished", "damaged"):
             states[run.state].append(f"{run.place.folder}{f' ({run.why})' if run.why else ''}")
-    return [f"{len(found)} {state}, not finished: {', '.join(found)}." for state, found in states.items()]
+    lines = [f"{len(found)} {state}, not finished: {', '.join(found)}." for state, found in states.items()]
+    known = {os.fspath(run.place.folder) for run in gathered.runs}
+    for one in gathered.standings:
+        if one.kind == "chain" and one.state not in ("finished", "damaged"):
+            far = "at its rewind point" if one.cycle is None else f"at cycle {one.cycle:03d}"
+            why = f" ({one.why})" if one.why else ""
+            lines.append(
+                f"The chain {one.folder} is {one.state} {far} of {one.cycles:03d}, {one.finished} runs "
+                f"finished{why}."
+            )
+    absent = [one for one in gathered.standings if one.kind == "run" and one.folder not in known]
+    if absent:
+        told = ", ".join(f"{one.folder} ({one.state})" for one in absent)
+        lines.append(f"{len(absent)} without anything to show yet: {told}.")
+    return lines

@@ -43,7 +43,8 @@ def make_chain(folder, trials):
             accuracy = 0.9 - 0.1 * cycle + 0.01 * t - 0.2 * arm
             scores = {
                 when: {
-                    split: {"accuracy": accuracy - less, "loss": 0.1, "correct": 1, "seen": 1397}
+                    split: {"accuracy": accuracy - less, "loss": 0.1, "seen": 1397}
+                    | {"correct": round((accuracy - less) * 1397)}
                     for split in ("holdout", "test")
                 }
                 for when, less in (("start", 0.4), ("best", 0.0), ("last", 0.01))

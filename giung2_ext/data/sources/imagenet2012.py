@@ -13,6 +13,7 @@ from giung2_ext.data.sources import _imagenet
 
 STREAMED = True
 CLASSES_AND_SHAPE = 1000, (224, 224, 3)
+MEAN, STD = _imagenet.MEAN, _imagenet.STD
 PREPARE = (
     "python scripts/prepare.py --dataset=imagenet2012 --images=ILSVRC2012_img_train.tar,"
     "ILSVRC2012_img_val.tar --data_root=DIR"

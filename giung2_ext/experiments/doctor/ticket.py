@@ -57,6 +57,9 @@ def _read(exam: Exam, damaged: Seen, directory: epath.Path) -> Seen:
         if damaged.name != directory and paths.resolve(damaged.name) != directory:
             return _read(exam, damaged, paths.resolve(damaged.name))  # a run that goes on has moved it
         why = str(error).removeprefix(f"{directory} ")
+        if paths.is_single(directory):
+            exam.fault(where, f"it cannot be read as a ticket: {why}")
+            return damaged
         told = f"the ticket {why}: nothing of it can be trusted"
         exam.fault(where, f"{told}; restore {directory.name} from a copy")
         return damaged

@@ -29,6 +29,8 @@ class Content(NamedTuple):
         if not isinstance(found, Mapping) or not all(isinstance(k, str) for k in found):
             return {}
         bare = {name.removeprefix("module."): value for name, value in found.items()}
+        if "layer1.0.conv1.weight" in bare:  # of a ResNet whose classifier is called otherwise
+            bare = {re.sub(r"^linear\.", "fc.", name): value for name, value in bare.items()}
         ours, theirs = ".downsample.", ".shortcut."  # two names of a projection
         if not any(name.startswith("layer4.") for name in bare):
             ours, theirs = theirs, ours
