@@ -8,6 +8,7 @@ something was last written, and who works on it now. Reads only.
 """
 
 import json
+import signal
 import sys
 import time
 
@@ -33,6 +34,7 @@ def main():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
     try:
         main()
     except Refusal as error:  # command.guarded does more, and takes seconds to import

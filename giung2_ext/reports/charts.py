@@ -132,7 +132,7 @@ def by_density(rows: list[Row], title: str | None, zero: bool = False) -> Any:
     if len({row["density"] for row in rows}) > 1:
         return lines(rows, density_axis(rows), title, zero=zero)
     names = list(dict.fromkeys(row["series"] for row in rows))
-    axis = alt.Axis(labelAngle=-30, labelLimit=130, grid=False)
+    axis = alt.Axis(labels=False, ticks=False, grid=False)
     about = f"density {rows[0]['density']:.3g}"
     return lines(rows, alt.X("series:N", sort=names, title=about, axis=axis), title, zero=zero)
 

@@ -39,8 +39,8 @@ async function draw(name) {
     if (inner.width) inner.width = Math.min(inner.width, window.innerWidth - 150);
     config.legend.columns = 2;
   }
-  const patch = (vega) => { // a dash would break the outlines of a legend's shapes
-    for (const legend of vega.legends ?? []) if (legend.shape) delete legend.strokeDash;
+  const patch = (vega) => { // a dash would break the outlines of a legend's symbols
+    for (const legend of vega.legends ?? []) if (legend.symbolType !== "stroke") delete legend.strokeDash;
     return vega;
   };
   const options = { actions: false, patch, renderer: "svg", config, tooltip: { theme } };

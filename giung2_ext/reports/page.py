@@ -34,6 +34,7 @@ class Written(NamedTuple):
     folder: epath.Path
     charts: list[Chart]
     warnings: list[str]
+    means: tables.Table  # over trials, where there are several
 
 
 def listed(rows: Sequence[Row]) -> tables.Table:
@@ -50,6 +51,12 @@ def listings(gathered: Gathered, rows: Sequence[Row]) -> list[tuple[str, str, st
         {k: r[k] for k in ("series", "trial", "cycle", "state", "why", "folder", "command")} for r in rows
     ]
     found = [
+        (
+            "means",
+            "Means over trials",
+            "Of each run's finished trials; ± is the standard deviation (n - 1).",
+            summary.means(rows),
+        ),
         (
             "commands",
             "Commands",
@@ -158,7 +165,11 @@ def render(
 
 
 def write_files(
-    drawn: Sequence[Chart], summarised: tables.Table, rows: Sequence[Row], out: epath.Path
+    drawn: Sequence[Chart],
+    summarised: tables.Table,
+    averaged: tables.Table,
+    rows: Sequence[Row],
+    out: epath.Path,
 ) -> None:
     """Every figure as PNG and PDF, and the data of each and the summary as tables.
 
@@ -171,12 +182,14 @@ def write_files(
     for chart in drawn:
         spec = vl_convert.vegalite_to_vega(chart.whole)
         for legend in spec.get("legends", ()):
-            if "shape" in legend:  # whose outline a dash would break, as page.js knows too
+            if legend.get("symbolType") != "stroke":  # a dash would break outlines, as page.js knows too
                 legend.pop("strokeDash", None)
         paths.write_bytes(out / f"figures/{chart.name}.png", vl_convert.vega_to_png(spec, scale=2))
         paths.write_bytes(out / f"figures/{chart.name}.pdf", vl_convert.vega_to_pdf(spec))
         cells = [["" if v is None else str(v) for v in row] for row in chart.values]
         tables.write(out / "tables", chart.name, [chart.columns, *cells], tables.write_csv)
+    if averaged:
+        tables.write(out / "tables", "means", averaged)
     plain = [["" if v is None else str(v) for v in row.values()] for row in rows]
     tables.write(
         out / "tables", "summary", summarised, lambda table: tables.write_csv([[*rows[0]], *plain])
@@ -203,7 +216,8 @@ def write_page(
     drawn = drawing.draw(gathered, rows, judged, reader)
     flips = pictured(measure.flip_rows(gathered, reader), gathered, pictures, names, reader)
     told = list(dict.fromkeys([*warnings.warnings(gathered), *gathered.warnings, *reader.warnings]))
-    write_files(drawn, table, summary.plain(rows, judged), out)
+    averaged = summary.means(rows)
+    write_files(drawn, table, averaged, summary.plain(rows, judged), out)
     page = render(gathered, rows, table, drawn, flips, told, watch)
     paths.write_bytes(out / PAGE, page.encode())
-    return Written(out, drawn, told)
+    return Written(out, drawn, told, averaged)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.reports import chain, mask_history, page, standing
+from giung2_ext.reports import chain, mask_history, page, standing, tables
 from giung2_ext.reports.charts import Chart
 from giung2_ext.storage import paths
 
@@ -22,10 +22,11 @@ def write(
     out = out or folders[0] / paths.REPORT
     drawn: Sequence[Chart] = ()
     warned: Sequence[str] = ()
+    averaged: tables.Table = []
     told, problems = "", []
     try:
         written = page.write_page(folders, out, watch, pictures, names)
-        drawn, warned = written.charts, written.warnings
+        drawn, warned, averaged = written.charts, written.warnings, written.means
         told = f"{page.PAGE}, {len(drawn)} charts in figures/, tables/"
     except page.Absent as error:
         problems = [f"no page and no figures: {error}"]
@@ -39,6 +40,8 @@ def write(
             problems.append(f"no report.md: {error}")
         except standing.UNREADABLE as error:
             problems.append(f"no report.md: {type(error).__name__}: {error}")
+    if averaged and "report.md" not in told:
+        print("\n" + tables.to_markdown(averaged) + "\n")
     for line in (*problems, *(f"Warning: {line}" for line in warned)):
         print(line)
     if told:

@@ -7,7 +7,7 @@ from typing import Any
 
 from giung2_ext.core import accounting
 from giung2_ext.reports.gather import Gathered, Row, Run
-from giung2_ext.reports.tables import SHIFTS, Table, in_order
+from giung2_ext.reports.tables import SHIFTS, Table, in_order, spread, weights_left
 
 
 def density(run: Run) -> float | None:
@@ -112,6 +112,23 @@ def plain(rows: Sequence[Row], judged: Sequence[Row]) -> list[Row]:
         found.setdefault(key(r), {}).update(own)
     names = dict.fromkeys(name for own in found.values() for name in own)
     return [row | dict.fromkeys(names) | found.get(key(row), {}) for row in rows]
+
+
+def means(rows: Sequence[Row]) -> Table:
+    """One row for every cycle of a series, over its finished trials; empty where none has several."""
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        if row["test"] is not None:
+            groups.setdefault((row["series"], row["cycle"]), []).append(row)
+    if all(len(own) == 1 for own in groups.values()):
+        return []
+    lines = [["run", "cycle", "trials", "weights left", "density", "test %", "held-out %"]]
+    for (series, cycle), own in groups.items():
+        held = [r["held_out"] for r in own if r["held_out"] is not None]
+        cells = [series, f"{cycle:03d}", str(len(own)), weights_left(r["kept"] for r in own)]
+        cells += [f"{own[0]['density']:.4f}", spread([r["test"] for r in own]), spread(held)]
+        lines.append(cells)
+    return lines
 
 
 def sets_of(judged: Sequence[Row]) -> list[str]:

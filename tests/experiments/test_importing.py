@@ -12,6 +12,7 @@ import giung2_ext
 from giung2_ext.core import masks as masking
 from giung2_ext.core import trees
 from giung2_ext.core.errors import Refusal
+from giung2_ext.data.sources import imagenet2012
 from giung2_ext.experiments import converting, importing
 from giung2_ext.experiments.importing import Wishes
 from giung2_ext.storage import tickets
@@ -250,6 +251,33 @@ def test_what_is_not_made_like_its_format_is_said_to_be_so(content, small, tmp_p
         state |= {"conv1.mask": state["conv1.weight"]}
     with pytest.raises(Refusal, match=r"file.pt"):
         imported(tmp_path, saved({"state_dict": state} | content))
+
+
+def test_a_resnet_with_another_name_of_its_classifier_gives_its_logits(tmp_path):
+    network = resnet((2, 2, 2), (8, 16, 32), False, 10, large=False, shortcut="shortcut")
+    state = {k.replace("fc.", "linear."): v for k, v in network.state_dict().items()}
+    check(
+        imported(tmp_path, saved(state)),
+        network,
+        images_of(32),
+        ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    )
+
+
+def test_what_a_network_was_taken_for_is_said_where_it_does_not_fit(small, tmp_path):
+    with pytest.raises(Refusal, match=r"channels, those of digits have 1: --data_name=NAME"):
+        imported(tmp_path, saved(small), data_name="digits")
+    for std in ((0.0, 1.0, 1.0), (float("nan"),) * 3, (-1.0,) * 3):
+        with pytest.raises(Refusal, match="--std must be above 0"):
+            imported(tmp_path, saved(small), std=std)
+    lenet = {"linear.0.weight": torch.ones(30, 64), "linear.0.bias": torch.ones(30)}
+    lenet |= {"linear.2.weight": torch.ones(10, 30), "linear.2.bias": torch.ones(10)}
+    with pytest.raises(Refusal, match=r"taken for lenet on images of cifar10; --data_name=NAME or --like="):
+        imported(tmp_path, saved(lenet))
+    ticket = imported(tmp_path, saved(lenet), data_name="digits")
+    assert float(ticket.statistics["image_stats"]["s"][0]) == pytest.approx(16 / 255)
+    large = imported(tmp_path, saved(small), data_name="imagenet2012")
+    np.testing.assert_allclose(large.statistics["image_stats"]["m"], imagenet2012.MEAN)
 
 
 def test_a_wish_about_another_kind_of_file_is_refused(small, tmp_path):

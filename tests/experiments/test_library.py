@@ -30,6 +30,8 @@ def test_a_ticket_has_what_its_run_recorded(save):
     ticket = giung2_ext.load_ticket(save / "002/best_acc.ckpt")
     stored = tickets.read_ticket(save / "002/best_acc.ckpt")
     assert ticket.digest == stored.digest
+    said = f"Ticket(lenet on digits, {ticket.lineage['kept']:,} of 50,200 weights, density 0.6400, "
+    assert repr(ticket) == f"{said}{ticket.digest[:16]})"
     assert ticket.density() == stored.meta["kept"] / stored.meta["prunable"]
     whole = sum(np.count_nonzero(m) for m in trees.present(stored.masks))
     assert ticket.density("all") == pytest.approx((whole + 410) / 50610)  # 410 biases

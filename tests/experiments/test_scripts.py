@@ -233,3 +233,18 @@ def test_kills_at_random_moments_lose_nothing(script):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 kills in" in done.stdout
     assert "nothing lost" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(["status", "."], -signal.SIGPIPE), (["train", "--help"], 128 + signal.SIGPIPE)],
+    ids=["status", "train"],
+)
+def test_a_reader_who_has_enough_gets_no_traceback(words, status, tmp_path):
+    """As with `| head`: the pipe is closed before there is a line."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(REPOSITORY / f"scripts/{words[0]}.py"), *words[1:]]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (status, "")

@@ -63,6 +63,9 @@ def test_it_loads_from_disk_without_network_and_without_complaint(opened, report
     one = opened()
     assert [url for url in one.asked if not url.startswith("data:")] == [f"file://{report}"]
     assert one.complaints == []
+    dashed = "[...document.querySelectorAll('.role-legend-symbol path')]"
+    dashed += ".filter((e) => e.getAttribute('stroke-dasharray') && e.getAttribute('d').includes('A'))"
+    assert one.evaluate(f"{dashed}.length") == 0  # outlines of circles
     charts = one.locator(".chart")
     assert charts.count() >= 8
     for i in range(charts.count()):

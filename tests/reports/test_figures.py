@@ -161,7 +161,9 @@ def test_a_report_is_files_that_open_and_changes_nothing_else(trials, folder, ca
     names |= {"weight_sizes", "lineage"}
     figures = {f"figures/{name}.{kind}" for name in names for kind in ("png", "pdf")}
     kinds = ("md", "csv", "tex")
-    tables = {f"tables/{name}.{kind}" for name in names | {"summary"} for kind in kinds}
+    tables = {
+        f"tables/{name}.{kind}" for name in names | {"summary", *["means"] * (trials > 1)} for kind in kinds
+    }
     tables |= {f"{name}.{kind}" for name in ("table", "costs") for kind in kinds}
     tables |= {"report.md", "report.html", "runs.csv", "results.csv", "test_acc.csv"}
     assert set(after) - set(before) == {f"report/{name}" for name in tables | figures}

@@ -211,6 +211,76 @@ def test_a_chain_that_has_only_its_rewind_point_is_shown(folder):
     assert len(rows_of(data_of(written), "learning")) == 3
 
 
+def test_a_chain_that_was_stopped_between_two_cycles_is_warned_of(folder):
+    known = {"cycles": 4, "trials": 1, "arms": ["reinit"]}
+    for point in make_chain(folder, 1):
+        begin(point.folder, ["imp.py"], chain=known)
+    told = page.write_page([folder], folder / "report").warnings
+    [line] = [line for line in told if line.startswith(f"The chain {folder} is stopped")]
+    assert "at cycle 002 of 004, 4 runs finished (gave no reason" in line
+
+
+def test_runs_of_a_sweep_that_have_not_begun_are_warned_of(folder):
+    begin(folder / "rigl__seed=0", ["train.py"])
+    (folder / "rigl__seed=1").mkdir()
+    (folder / "rigl__seed=1/.lock").write_text("1 on here")
+    plan = {f"rigl__seed={seed}": {"command": ["python", "train.py"]} for seed in range(3)}
+    (folder / records.SWEEP).write_text(json.dumps({"runs": plan}))
+    told = "\n".join(page.write_page([folder], folder / "report").warnings)
+    one, two = (f"{folder}/rigl__seed={seed}" for seed in (1, 2))
+    assert f"2 without anything to show yet: {one} (stopped), {two} (waiting)." in told
+
+
+def test_means_over_trials_have_their_deviation_and_count(folder):
+    points = make_chain(folder, 3)
+    written = page.write_page([folder], folder / "report")
+    found = {(row[0], row[1]): row for row in written.means[1:]}
+    for arm, cycle in {(p.arm, p.cycle) for p in points}:
+        own = [p.accuracy("best") for p in points if (p.arm, p.cycle) == (arm, cycle)]
+        row = found[arm or "tickets", f"{cycle:03d}"]
+        assert row[2] == "3"
+        assert row[5] == f"{np.mean(own):.2f} ± {np.std(own, ddof=1):.2f}"
+    assert len(found) == len({(p.arm, p.cycle) for p in points})
+    assert page.write_page([folder / "trial_0"], folder / "one").means == []
+
+
+def test_a_score_that_is_not_what_was_counted_is_damaged(folder):
+    points = make_chain(folder, 1)
+    rewrite(points[1].folder, records.RESULT, lambda r: r["scores"]["best"]["test"].update(accuracy=0.5))
+    gathered = gather.gather([folder])
+    [told] = [line for line in gathered.warnings if "001" in line and "reinit" not in line]
+    assert "best: test accuracy 0.5 of 1118 of 1397" in told
+    assert not next(r for r in gathered.shown if r.place.folder == points[1].folder).result
+
+
+def test_what_differs_between_recipes_is_named_and_comes_first(folder):
+    begin(folder / "a", ["train.py"])
+    begin(folder / "b", ["train.py"], lr=0.3)
+    gathered = gather.gather([folder])
+    assert "The recipes differ in optim.lr: see Recipe." in warnings.warnings(gathered)
+    assert measure.recipe_rows(gathered)[0] == {"field": "optim.lr", "a": "0.1", "b": "0.3"}
+
+
+def test_of_one_density_every_series_has_its_column(folder):
+    for name in ("a", "b"):
+        for point in make_chain(folder / name, 1)[1:]:
+            point.folder.rmtree()
+    written = page.write_page([folder / "a", folder / "b"], folder / "both")
+    chart = next(c for c in written.charts if c.name == "accuracy_by_density")
+    where = chart.spec["spec"]["layer"][0]["encoding"]["x"]
+    assert (where["field"], where["sort"]) == ("series", ["a tickets", "b tickets"])
+
+
+def test_chains_side_by_side_have_rewind_points_of_their_own(folder):
+    for name in ("a", "b"):
+        make_chain(folder / name, 1)
+        begin(folder / name, ["imp.py"], chain={"cycles": 2, "trials": 1, "arms": []})
+        records.write_result(folder / name, known_result(f"base{name}"))
+    written = page.write_page([folder / "a", folder / "b"], folder / "both")
+    lanes = {r["lane"] for r in rows_of(data_of(written), "lineage") if r["x"] == -1}
+    assert lanes == {"a rewind point", "b rewind point"}
+
+
 def test_of_two_pipelines_a_trial_shows_one_and_both_are_warned_of(folder):
     [point, *_] = make_chain(folder, 1)
     for pipeline, accuracy in (("tf", 0.8), ("timm", 0.6)):
@@ -387,10 +457,17 @@ def test_a_cycle_that_begins_just_now_is_not_damaged(folder):
     assert not any("003" in line for line in gathered.warnings)
 
 
-def begin(run, words, ni=100, **session):
+def known_result(digest):
+    scores = {when: {"test": {"accuracy": 0.5, "loss": 1.0}} for when in ("start", "best", "last")}
+    counts = dict(kept=4, prunable=4, parameters=5, layers={"fc/kernel": [4, 4]})
+    known = dict(selected_on="test", seed=0, steps=20, best_step=10, parents={}, **counts)
+    return known | {"scores": scores, "tickets": {"best": digest, "last": digest}}
+
+
+def begin(run, words, ni=100, lr=0.1, **session):
     """A run that has begun to train and has no result."""
     run.mkdir(parents=True, exist_ok=True)
-    recipe = {"evaluation": {"select_on": "holdout"}, "optim": {"ni": ni}, "seed": 0}
+    recipe = {"evaluation": {"select_on": "holdout"}, "optim": {"ni": ni, "lr": lr}, "seed": 0}
     environment = {"command": words, "executable": "python", "directory": "/"}
     records.record_session(run, recipe, {"environment": environment, "placement": {}, **session})
     rows = [{"step": s, "split": "holdout", "accuracy": 0.5, "loss": 1.0} for s in (0, 10, 20)]
