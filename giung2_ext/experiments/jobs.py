@@ -106,6 +106,11 @@ def _submitit() -> Any:
     return submitit
 
 
+def check() -> None:
+    """Refuses a sweep where submitit is not there, before a folder is made."""
+    _submitit()
+
+
 class Here:
     """Processes of this machine, at most `at_once`; with `gpus` each has so many devices of its own."""
 

@@ -106,6 +106,7 @@ class Sweep:
                 state, command = states[entry.name], shlex.join(entry.command(self.scripts))
                 print(f"# {entry.name}: {state}" if state else command)
             return
+        jobs.check()
         with locks.locked([self.save]), _stoppable():
             self._run(states)
 

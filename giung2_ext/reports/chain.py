@@ -82,10 +82,7 @@ def notes(points: list[Point]) -> list[str]:
         "iteration 0 is before the first step of a cycle.",
         f"Density: kept / {result['prunable']:,} prunable weights; of all: (kept + unprunable) / "
         f"{result['parameters']:,} parameters.",
-        "FLOPs, of the first trial, count products with kept weights, forwards, and backwards in training; "
-        "of finding: all trainings up to this ticket's, the rewind point's too, in dense trainings.",
-        f"± is the standard deviation (n - 1) over {trials} trials; bars in the figures of early stops, "
-        "curves and instability reach from the lowest to the highest of them."
+        f"± is the standard deviation (n - 1) over {trials} trials."
         if trials > 1
         else "One trial: no spread.",
     ]
@@ -94,6 +91,20 @@ def notes(points: list[Point]) -> list[str]:
         lines.append("Warning: not all cycles were trained and measured on the same images.")
     if "test" in select:
         lines.append("Warning: selected on the test split, so its accuracy is optimistic.")
+    return lines
+
+
+def file_notes(points: list[Point]) -> list[str]:
+    """What the costs and the figures are, which are not printed."""
+    lines = [
+        "FLOPs, of the first trial, count products with kept weights, forwards, and backwards in training; "
+        "of finding: all trainings up to this ticket's, the rewind point's too, in dense trainings."
+    ]
+    if len({point.trial for point in points}) > 1:
+        lines.append(
+            "Bars in the figures of early stops, curves and instability reach from the lowest to the "
+            "highest trial."
+        )
     return lines
 
 
@@ -178,7 +189,7 @@ def write_report(
         paths.write_bytes(report / f"{kind}.csv", tables.write_csv(cells).encode())
     explained = [*notes(points), *shift_notes(points), *instability_notes(instability)]
     body = [f"# {name}", "", markdown, "", *filter(None, [priced]), ""]
-    told = [*explained, *(f"Warning: {line}" for line in warned)]
+    told = [*explained, *file_notes(points), *(f"Warning: {line}" for line in warned)]
     body += [*(f"- {line}" for line in told), "", *map(charts.markdown, drawn)]
     paths.write_bytes(report / "report.md", "\n".join(body).encode())
     print("\n" + markdown + "\n\n" + "\n".join(explained) + "\n")

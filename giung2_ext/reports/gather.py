@@ -181,7 +181,8 @@ class Reader:
         digest = result.get("tickets", {}).get("best") or meta.get("digest")
         judged = self.read(f"{folder}: {paths.PREDICTIONS}", lambda: judged_in(folder, digest), ())
         if state == "damaged" and not any(line.startswith(f"{folder}") for line in self.warnings):
-            self.warn(f"{folder} is shown as damaged: {why}")
+            counted = "; its result is whole and counts" if result else ""
+            self.warn(f"{folder} is shown as damaged: {why}{counted}")
         label = " ".join(
             filter(None, [place.run if several else "", place.arm or "tickets" * (not place.plain)])
         )

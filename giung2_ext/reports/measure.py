@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.reports import results, summary, tables
+from giung2_ext.reports import results, standing, summary, tables
 from giung2_ext.reports.gather import Gathered, Reader, Row, Run
 from giung2_ext.storage import leaves, predictions, records
 
@@ -142,7 +142,8 @@ def curve_rows(gathered: Gathered, reader: Reader) -> list[Row]:
     for run in gathered.shown:
         folder = run.place.folder
         measured = reader.read(f"{folder / records.METRICS}", lambda f=folder: records.read_metrics(f), [])
-        if not all(isinstance(row, dict) and "split" in row for row in measured):
+        torn = standing.guarded(lambda f=folder: records.damaged_lines(f / records.METRICS), 0)
+        if torn or not all(isinstance(row, dict) and "split" in row for row in measured):
             reader.warn(f"{folder / records.METRICS} has damaged rows, which are left out")
         for split in ("holdout", "test"):
             found = results.measured(measured, split)

@@ -226,13 +226,22 @@ def read_moves(folder: epath.Path) -> list[dict[str, Any]]:
 
 def read_lines(path: epath.Path) -> list[dict[str, Any]]:
     """All whole lines; the last one may have been cut by a kill."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    return [row for row in _parsed(path) if row is not None]
+
+
+def damaged_lines(path: epath.Path) -> int:
+    """How many lines before the last are damaged, which no kill does."""
+    return _parsed(path)[:-1].count(None)
+
+
+def _parsed(path: epath.Path) -> list[dict[str, Any] | None]:
+    def row(line: str) -> dict[str, Any] | None:
         try:
-            rows.append(json.loads(line))
+            return json.loads(line)
         except ValueError:
-            continue
-    return rows
+            return None
+
+    return [row(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def write_result(folder: epath.Path, result: dict[str, Any]) -> None:

@@ -188,6 +188,17 @@ def test_damage_is_shown_and_never_breaks_the_page(kind, folder, capsys):
     assert len(summary.cycle_rows(gather.gather([folder]))) == len(points)  # all of them have their row
 
 
+def test_a_torn_line_that_is_not_the_last_is_warned_of(folder):
+    [point, *_] = make_chain(folder, 1)
+    rows = [{"step": s, "split": "test", "accuracy": 0.5, "loss": 1.0} for s in (0, 10, 20)]
+    lines = [json.dumps(row) for row in rows]
+    damaged = f"{point.folder / records.METRICS} has damaged rows, which are left out"
+    for text, torn in ((lines[:2] + [lines[2][:9]], False), ([lines[0][:9]] + lines[1:], True)):
+        (point.folder / records.METRICS).write_text("\n".join(text))
+        told = page.write_page([folder], folder / "report").warnings
+        assert (damaged in told) == torn
+
+
 @pytest.mark.parametrize("row", ["1", '{"step": "x"}', '{"accuracy": null}', '{"accuracy": NaN}'])
 def test_damaged_measurements_are_left_out_of_every_curve(row, folder):
     [point, *_] = make_chain(folder, 1)

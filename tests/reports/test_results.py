@@ -232,10 +232,11 @@ def test_what_was_selected_by_accuracy_has_no_early_stop(tmp_path):
 
 
 def test_notes_say_what_stopped_a_run_and_what_bars_are(folder):
-    told = "\n".join(chain.notes(chain.read_chain(folder)))
+    points = chain.read_chain(folder)
+    told = "\n".join([*chain.notes(points), *chain.file_notes(points)])
     assert "best_loss.ckpt, the early stop, which was selected by the loss on holdout" in told
     assert "best_acc" not in told
-    assert "over 2 trials; bars" in told
+    assert "over 2 trials." in told
     assert "from the lowest to the highest" in told
 
 
