@@ -8,6 +8,7 @@ something was last written, and who works on it now. Reads only.
 """
 
 import json
+import os
 import signal
 import sys
 import time
@@ -34,9 +35,12 @@ def main():
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head`: nobody reads on, and Python is not to say so as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except Refusal as error:  # command.guarded does more, and takes seconds to import
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.status) from None

@@ -31,9 +31,6 @@ def guarded(work: Callable[[], None]) -> None:
     try:
         work()
         sys.stdout.flush()
-    except BrokenPipeError:  # of `| head`: nobody reads on, and Python is not to say so as it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(128 + signal.SIGPIPE)
     except Refusal as error:
         _leave(
             str(error), error.status, at_once=processes.joined() and not error.agreed, agreed=error.agreed
@@ -43,6 +40,8 @@ def guarded(work: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _leave("interrupted", 130)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(128 + signal.SIGPIPE)
         if isinstance(error, OSError) and error.errno in NOT_A_PLACE + NOT_THERE + CANNOT_WRITE:
             mended = error.errno in CANNOT_WRITE
             _leave(_describe(error), Failure.status if mended else Refusal.status)
@@ -52,6 +51,16 @@ def guarded(work: Callable[[], None]) -> None:
             raise
         traceback.print_exc()
         _leave(f"{type(error).__name__}; {LOST}", Failure.status)
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe that was closed, as by `| head`; then nothing is written to it any more."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return True
+    return False
 
 
 def _describe(error: OSError) -> str:

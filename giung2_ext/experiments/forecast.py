@@ -98,23 +98,26 @@ class Plan(NamedTuple):
     feed: resident.Feed | None
     data: Tree  # shapes of what a step takes its batch from
     batch: Tree  # shapes of a batch of evaluation
-    seen: dict[tuple[int, int], list[Look]]  # what was compiled, by micro-batches and those of a turn
+    seen: dict[int, list[Look]]  # what was compiled, by micro-batches
 
-    def steps(self, unroll: int = 1) -> list[Look]:
+    def lowered(self, unroll: int = 1) -> list[jax.stages.Lowered]:
+        program = self.drawn.program_of(self.micro_batches, self.feed, unroll)
+        return program.lower(self.drawn.state, self.data)
+
+    def steps(self) -> list[Look]:
         """The ordinary step, and the mask-update step where there is one, as XLA counts them."""
-        key = (self.micro_batches, unroll)
-        if key not in self.seen:
-            program = self.drawn.program_of(key[0], self.feed, unroll)
-            self.seen[key] = [look_at(lowered) for lowered in program.lower(self.drawn.state, self.data)]
-        return self.seen[key]
+        count = self.micro_batches
+        if count not in self.seen:
+            self.seen[count] = [look_at(lowered) for lowered in self.lowered()]
+        return self.seen[count]
 
     def counted(self) -> list[Look]:
         """The same with every turn of the loop over the batch's parts counted."""
         turns = [self.micro_batches, self.drawn.groups if self.drawn.groups > 1 else self.micro_batches]
         if max(turns[: len(self.steps())]) == 1:
             return self.steps()
-        pairs = zip(self.steps(), self.steps(2), turns, strict=False)
-        return [look.all_turns(two, count) if count > 1 else look for look, two, count in pairs]
+        pairs = zip(self.steps(), self.lowered(2), turns, strict=False)
+        return [look.all_turns(look_at(two), count) if count > 1 else look for look, two, count in pairs]
 
     def evaluation(self) -> Look:
         program = self.drawn.program_of(self.micro_batches, self.feed)

@@ -55,6 +55,8 @@ def _named(topology: str) -> str | None:
         return None
     kind = "v5e" if "litepod" in topology else found[1]
     chips = int(found[2]) // (2 if kind in ("v2", "v3", "v4", "v5p") else 1)
+    if not chips:
+        return None
     sides, solid = [1, 1, 1], kind in ("v4", "v5p")
     while np.prod(sides) * 2 <= chips:
         sides[sides.index(min(sides[:2] if np.prod(sides) < 4 or not solid else sides))] *= 2

@@ -216,16 +216,18 @@ def run(config: Config, topology: str | None, effort: str, as_json: bool) -> boo
     found = examine(config, place, source)
     if not as_json:
         print("\n".join(describe(found, effort)), flush=True)
-    judged = found.evaluation.peak <= found.limit
-    remedy = find_remedy(source, found, say) if judged and not found.fits else None
+    trains = max(look.peak for look in (found.train, found.update) if look) <= found.limit
+    remedy = None if found.fits or trains else find_remedy(source, found, say)
     if as_json:
         other = None if remedy is None else {"flags": remedy[0], **to_json(remedy[1], effort)}
         print(json.dumps({**to_json(found, effort), "remedy": other}, indent=1))
     elif remedy is not None:
         print(f"with {remedy[0]} it does, which was tried:")
         print("\n".join(numbers(remedy[1])))
-    elif not judged:
+    elif trains and not found.fits:
         print("evaluation alone does not fit: take a smaller --config.evaluation.batch_size")
     elif not found.fits:
-        print("no micro-batches, --remat or fsdp make it fit: take more devices, or a smaller batch")
+        judged = found.evaluation.peak <= found.limit
+        also = "" if judged else ", and of --config.evaluation.batch_size"
+        print(f"no micro-batches, --remat or fsdp make it fit: take more devices, or a smaller batch{also}")
     return found.fits

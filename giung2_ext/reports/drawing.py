@@ -190,7 +190,7 @@ def lineage(gathered: Gathered) -> Chart | None:
     several = len({r["run"] for r in found}) > 1
     firsts: dict[str, int] = {}
     found = [r for r in found if firsts.setdefault(r["series"], r["trial"]) == r["trial"]]
-    at = {r["ticket"]: r for r in found}
+    at = {r["ticket"]: r for r in found} | {(r["run"], r["ticket"]): r for r in found}
     rows = [
         {
             "kind": "ticket",
@@ -204,7 +204,7 @@ def lineage(gathered: Gathered) -> Chart | None:
     ]
     for r in found:
         for kind in ("matching", "previous"):
-            parent = at.get(r[kind])
+            parent = at.get((r["run"], r[kind])) or at.get(r[kind])  # another chain's only where it must be
             if parent is not None:
                 row = {
                     "kind": kind,

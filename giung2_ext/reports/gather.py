@@ -5,7 +5,7 @@ line of a figure shows: the tickets or an arm of one chain, or a plain run.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -90,13 +90,13 @@ class Gathered(NamedTuple):
         return list(dict.fromkeys(run.place.run for run in self.runs))
 
 
-def roots(folder: epath.Path) -> list[epath.Path]:
-    """The chains and plain runs that a folder is or holds."""
+def roots(folder: epath.Path, surveyed: Sequence[standing.Standing] | None = None) -> list[epath.Path]:
+    """The chains and plain runs that a folder is or holds; `surveyed` is what stands there, if known."""
     if not folder.is_dir():
         raise Refusal(f"there is no folder {folder}")
     if paths.is_chain(folder) or any((folder / name).exists() for name in SIGNS):
         return [folder]
-    surveyed = status.survey(folder)
+    surveyed = status.survey(folder) if surveyed is None else surveyed
     begun = lambda one: one.kind == "chain" and not paths.is_chain(epath.Path(one.folder))  # noqa: E731
     several = [one.runs if begun(one) else (one,) for one in surveyed]
     found = [epath.Path(one.folder) for group in several for one in group]
@@ -180,7 +180,8 @@ class Reader:
         best, meta = self.ticket(folder, names, result.get("selected_by", "accuracy"))
         digest = result.get("tickets", {}).get("best") or meta.get("digest")
         judged = self.read(f"{folder}: {paths.PREDICTIONS}", lambda: judged_in(folder, digest), ())
-        if state == "damaged" and not any(line.startswith(f"{folder}") for line in self.warnings):
+        told = any(line.startswith((f"{folder}: ", f"{folder}/")) for line in self.warnings)
+        if state == "damaged" and (result or not told):
             counted = "; its result is whole and counts" if result else ""
             self.warn(f"{folder} is shown as damaged: {why}{counted}")
         label = " ".join(
@@ -222,13 +223,9 @@ def checked(result: Any) -> Any:
     if result is not None:
         for when in ("start", "best", "last"):
             float(result["scores"][when]["test"]["accuracy"])
-            for split, scores in result["scores"][when].items():
-                seen = int(scores.get("seen", 1))
-                if abs(scores["accuracy"] * seen - scores.get("correct", scores["accuracy"] * seen)) > 1:
-                    raise ValueError(
-                        f"{when}: {split} accuracy {scores['accuracy']} of {scores['correct']} of {seen}"
-                    )
-                1 / seen
+            1 / int(result["scores"][when]["test"]["seen"])
+        for when, split, own in records.miscounted(result["scores"]):
+            raise ValueError(f"accuracy {own['accuracy']} of {when} on {split} is not its counts'")
         sizes = [int(kept) and int(size) for kept, size in result["layers"].values()]
         if not sizes and result["prunable"]:
             raise ValueError("it tells of no layer")
@@ -253,7 +250,8 @@ def judged_in(folder: epath.Path, digest: str | None) -> tuple[Mapping[str, Any]
 
 def gather(folders: Sequence[epath.Path]) -> Gathered:
     """Every run at or below these folders."""
-    found = [root for folder in folders for root in roots(folder)]
+    surveyed = [standing.guarded(lambda f=f: status.survey(f), None) for f in folders]
+    found = [root for folder, own in zip(folders, surveyed, strict=True) for root in roots(folder, own)]
     reader, runs = Reader(), []
     for place in (p for name, root in called(found).items() for p in places_of(name, root)):
         run = reader.run(place, len(found) > 1)
@@ -264,37 +262,44 @@ def gather(folders: Sequence[epath.Path]) -> Gathered:
         raise Refusal(f"{', '.join(map(str, folders))}: no run has begun there")
     if not any(run.counted for run in runs):  # of a chain that has come no further than its rewind point
         runs = [run._replace(place=run.place._replace(plain=True)) for run in runs]
-    standings = [one for f in folders for one in standing.guarded(lambda f=f: status.survey(f), [])]
-    return Gathered(tuple(runs), tuple(reader.warnings), len(found) > 1, tuple(standings))
+    standings = tuple(one for own in surveyed for one in own or ())
+    return Gathered(tuple(runs), tuple(reader.warnings), len(found) > 1, standings)
 
 
 def pooled(runs: Sequence[Run], reader: Reader) -> list[Run]:
-    """Runs of a sweep that differ in their seed alone are trials of one series, numbered by it."""
+    """Runs of a sweep that differ in their seed alone are trials of one series, in their order."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         name, named, seed = run.place.run.rpartition(records.SEED)
         if run.place.plain and named and seed.isdecimal():
             groups.setdefault(name, []).append(run)
-    trials = {}
-    for name, own in groups.items():
-        recipes = [records.flatten(run.stored["recipe"]) for run in own if run.stored.get("recipe")]
-        fields = dict.fromkeys(field for recipe in recipes for field in recipe if field != "seed")
-        unlike = [f for f in fields if any(recipe.get(f) != recipes[0].get(f) for recipe in recipes)]
-        if unlike:
-            reader.warn(
-                f"{name}: its runs differ in more than their seeds ({', '.join(unlike[:4])}"
-                f"{', …' if len(unlike) > 4 else ''}), so each is shown by itself."
-            )
-            continue
-        for run in own:
-            trials[run.place.folder] = name, int(run.place.run.rpartition(records.SEED)[2])
+    called = {run.place.run for run in runs}
+    alike = {name for name, own in groups.items() if _alike(name, own, called, reader)}
     found = []
     for run in runs:
-        if run.place.folder in trials:
-            name, trial = trials[run.place.folder]
-            run = run._replace(place=run.place._replace(run=name, trial=trial), series=name)
+        name, _, seed = run.place.run.rpartition(records.SEED)
+        if run.place.plain and name in alike:
+            run = run._replace(place=run.place._replace(run=name, trial=int(seed)), series=name)
         found.append(run)
-    return found
+    firsts = {run.place.run: i for i, run in reversed([*enumerate(found)])}
+    order = lambda run: (firsts[run.place.run], run.place.trial if run.place.run in alike else 0)  # noqa: E731
+    return sorted(found, key=order)
+
+
+def _alike(name: str, runs: Sequence[Run], called: Collection[str], reader: Reader) -> bool:
+    """Whether these runs are one series under that name; why not is told."""
+    recipes = [records.flatten(run.stored["recipe"]) for run in runs if run.stored.get("recipe")]
+    fields = dict.fromkeys(field for recipe in recipes for field in recipe if field != "seed")
+    unlike = [f for f in fields if any(recipe.get(f) != recipes[0].get(f) for recipe in recipes)]
+    if name in called:
+        reader.warn(f"{name}: another run is called so, so each of its seeds is shown by itself.")
+    elif unlike:
+        more = ", …" if len(unlike) > 4 else ""
+        reader.warn(
+            f"{name}: its runs differ in more than their seeds ({', '.join(unlike[:4])}{more}), so each is "
+            "shown by itself."
+        )
+    return name not in called and not unlike
 
 
 def signature(folders: Sequence[epath.Path]) -> frozenset[tuple[str, int, int]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.reports import results, standing, summary, tables
+from giung2_ext.reports import results, summary, tables
 from giung2_ext.reports.gather import Gathered, Reader, Row, Run
 from giung2_ext.storage import leaves, predictions, records
 
@@ -141,10 +141,11 @@ def curve_rows(gathered: Gathered, reader: Reader) -> list[Row]:
     rows = []
     for run in gathered.shown:
         folder = run.place.folder
-        measured = reader.read(f"{folder / records.METRICS}", lambda f=folder: records.read_metrics(f), [])
-        torn = standing.guarded(lambda f=folder: records.damaged_lines(f / records.METRICS), 0)
-        if torn or not all(isinstance(row, dict) and "split" in row for row in measured):
-            reader.warn(f"{folder / records.METRICS} has damaged rows, which are left out")
+        file = folder / records.METRICS
+        lines = reader.read(f"{file}", lambda f=file: records.parsed_lines(f), [])
+        measured = lines[:-1] if lines and lines[-1] is None else lines  # the last may be cut by a kill
+        if not all(isinstance(row, dict) and "split" in row for row in measured):
+            reader.warn(f"{file} has damaged rows, which are left out")
         for split in ("holdout", "test"):
             found = results.measured(measured, split)
             for row in (found[i] for i in tables.thinned(len(found), POINTS)):

@@ -44,13 +44,16 @@ def survey(folder: epath.Path) -> list[Standing]:
         if root is not None:
             chains.setdefault(os.fspath(root), []).append(one)
     starting = {one.standing.folder for one in found if not one.stored and one.standing.state != "damaged"}
+    wanted = {root: {*_wanted(epath.Path(root), members)} for root, members in chains.items()}
     alone = []
     for one in found:
         place, state = one.standing.folder, one.standing.state
         root = next((root for root in chains if f"{place}/".startswith(f"{root}/")), None)
         if _chain_of(one) is not None:
             continue
-        if one.stored:  # a run of its own, wherever it lies
+        if root is not None and one.stored and place in wanted[root]:  # typed with train.py
+            chains[root].append(one)
+        elif one.stored:  # a run of its own, wherever it lies
             alone.append(one)
         elif root is not None:
             chains[root] += [one] if state == "damaged" else []
@@ -142,9 +145,21 @@ def _chain_of(one: Found) -> epath.Path | None:
     return place.parent if session["chain"]["trials"] > 1 else place
 
 
-def _wanted(bases: Sequence[epath.Path], cycles: int, arms: Sequence[str]) -> Iterator[str]:
+def _planned(members: Sequence[Found]) -> Mapping[str, Any]:
+    """The newest session of imp.py on a chain."""
+    sessions = [session for one in members if (session := _last_by_imp(one)) is not None]
+    return max(sessions, key=lambda s: str(s["environment"].get("started", "")))
+
+
+def _bases(root: epath.Path, chain: Mapping[str, Any]) -> list[epath.Path]:
+    return [root / paths.trial(i) for i in range(chain["trials"])] if chain["trials"] > 1 else [root]
+
+
+def _wanted(root: epath.Path, members: Sequence[Found]) -> Iterator[str]:
     """The folders in which a finished chain has results; an arm's starting point is there before."""
-    for base in bases:
+    chain = _planned(members)["chain"]
+    cycles, arms = chain["cycles"], chain["arms"]
+    for base in _bases(root, chain):
         yield os.fspath(base)
         for n in range(cycles + 1):
             yield os.fspath(base / paths.cycle(n))
@@ -152,10 +167,8 @@ def _wanted(bases: Sequence[epath.Path], cycles: int, arms: Sequence[str]) -> It
 
 
 def _chain(root: epath.Path, members: Sequence[Found]) -> Standing:
-    sessions = [session for one in members if (session := _last_by_imp(one)) is not None]
-    session = max(sessions, key=lambda s: str(s["environment"].get("started", "")))
-    cycles, trials = session["chain"]["cycles"], session["chain"]["trials"]
-    bases = [root / paths.trial(i) if trials > 1 else root for i in range(trials)]
+    session = _planned(members)
+    cycles, bases = session["chain"]["cycles"], _bases(root, session["chain"])
     runs = {one.standing.folder: one.standing for one in members}
 
     def of_all(names: Sequence[epath.Path]) -> list[Standing]:
@@ -166,8 +179,7 @@ def _chain(root: epath.Path, members: Sequence[Found]) -> Standing:
     now = begun[newest] if newest is not None else of_all(bases)
     judged = next((own for _, own in sorted(begun.items(), reverse=True) if own and own[0].best), now)
     holder = locks.holder(root)
-    wanted = _wanted(bases, cycles, session["chain"]["arms"])
-    finished = all(name in runs and runs[name].state == "finished" for name in wanted)
+    finished = all(name in runs and runs[name].state == "finished" for name in _wanted(root, members))
     state, why = _state_of_chain(finished, holder, runs.values())
     times = [run.seen for run in runs.values()] + [last_seen(root, {locks.LOCK})]
     return Standing(

@@ -132,15 +132,22 @@ def unfinished(gathered: Gathered) -> list[str]:
             states[run.state].append(f"{run.place.folder}{f' ({run.why})' if run.why else ''}")
     lines = [f"{len(found)} {state}, not finished: {', '.join(found)}." for state, found in states.items()]
     known = {os.fspath(run.place.folder) for run in gathered.runs}
+    roots = {os.fspath(run.place.root) for run in gathered.runs}
     for one in gathered.standings:
-        if one.kind == "chain" and one.state not in ("finished", "damaged"):
+        if one.kind == "chain" and one.folder in roots and one.state not in ("finished", "damaged"):
             far = "at its rewind point" if one.cycle is None else f"at cycle {one.cycle:03d}"
             why = f" ({one.why})" if one.why else ""
             lines.append(
                 f"The chain {one.folder} is {one.state} {far} of {one.cycles:03d}, {one.finished} runs "
                 f"finished{why}."
             )
-    absent = [one for one in gathered.standings if one.kind == "run" and one.folder not in known]
+    others = [one for one in gathered.standings if one.kind == "run" and one.folder not in known]
+    absent = [one for one in others if one.state in ("waiting", "running", "stopped", "failed")]
+    if len(others) > len(absent):
+        told = ", ".join(one.folder for one in others if one not in absent)
+        lines.append(
+            f"{len(others) - len(absent)} below that are not shown: {told}; name them to see them."
+        )
     if absent:
         told = ", ".join(f"{one.folder} ({one.state})" for one in absent)
         lines.append(f"{len(absent)} without anything to show yet: {told}.")

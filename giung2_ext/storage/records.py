@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -226,15 +226,12 @@ def read_moves(folder: epath.Path) -> list[dict[str, Any]]:
 
 def read_lines(path: epath.Path) -> list[dict[str, Any]]:
     """All whole lines; the last one may have been cut by a kill."""
-    return [row for row in _parsed(path) if row is not None]
+    return [row for row in parsed_lines(path) if row is not None]
 
 
-def damaged_lines(path: epath.Path) -> int:
-    """How many lines before the last are damaged, which no kill does."""
-    return _parsed(path)[:-1].count(None)
+def parsed_lines(path: epath.Path) -> list[dict[str, Any] | None]:
+    """None of those that are damaged."""
 
-
-def _parsed(path: epath.Path) -> list[dict[str, Any] | None]:
     def row(line: str) -> dict[str, Any] | None:
         try:
             return json.loads(line)
@@ -247,6 +244,15 @@ def _parsed(path: epath.Path) -> list[dict[str, Any] | None]:
 def write_result(folder: epath.Path, result: dict[str, Any]) -> None:
     """The last thing that a run writes: a folder with a result is finished."""
     paths.write_bytes(folder / RESULT, _json(result))
+
+
+def miscounted(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(best, split, scores) where an accuracy is not what the counts beside it are."""
+    for which, splits in scores.items():
+        for split, own in splits.items():
+            told = {"accuracy", "correct", "seen"} <= own.keys() and own["seen"]
+            if told and abs(own["accuracy"] - own["correct"] / own["seen"]) > 1e-6:
+                yield which, split, own
 
 
 def read_result(folder: epath.Path) -> dict[str, Any] | None:

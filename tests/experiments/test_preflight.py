@@ -111,6 +111,18 @@ def test_where_evaluation_alone_does_not_fit_its_batch_is_named_and_nothing_trie
     assert "help?" not in told.err
 
 
+def test_where_training_does_not_fit_either_it_is_mended_first(monkeypatch, capsys):
+    config = config_of(DIGITS, "--batch_size=64", "--grad_accum=1")
+    place = places.open_place(None)
+    tiny = place._replace(memory=1000)
+    monkeypatch.setattr(preflight, "open_place", lambda topology: tiny)
+    monkeypatch.setattr(preflight, "find_remedy", lambda *_: None)
+    assert not preflight.run(config, None, "low", as_json=False)
+    assert capsys.readouterr().out.endswith(
+        "take more devices, or a smaller batch, and of --config.evaluation.batch_size\n"
+    )
+
+
 def test_remedies_need_less_than_what_was_found_and_suit_the_devices_that_are_used(slice_of):
     """A batch of 36 uses not all of 8 devices; a cut and --remat are given already."""
     config = config_of(DIGITS, "--batch_size=36", "--grad_accum=3", "--remat=true")

@@ -222,6 +222,61 @@ def test_a_chain_that_has_only_its_rewind_point_is_shown(folder):
     assert len(rows_of(data_of(written), "learning")) == 3
 
 
+@pytest.mark.parametrize("cycles", [2, 3])
+@pytest.mark.parametrize("typed", [(), (2,), (0, 1)])
+def test_a_whole_chain_some_of_whose_cycles_were_typed_is_not_said_to_be_stopped(typed, cycles, folder):
+    known = {"cycles": cycles, "trials": 1, "arms": []}
+    for point in make_chain(folder, 1):
+        if point.arm:
+            point.folder.parent.rmtree()
+        elif point.cycle in typed:
+            begin(point.folder, ["train.py"])
+        else:
+            begin(point.folder, ["imp.py"], chain=known)
+    begin(folder, ["imp.py"], chain=known)
+    records.write_result(folder, known_result("base"))
+    told = warnings.warnings(gather.gather([folder]))
+    assert any("is stopped at cycle 002 of 003" in line for line in told) == (cycles == 3)
+
+
+def test_of_a_part_of_a_chain_nothing_is_said_of_the_rest(folder):
+    for point in make_chain(folder, 2):
+        begin(point.folder, ["imp.py"], chain={"cycles": 2, "trials": 2, "arms": ["reinit"]})
+    for part in ("trial_0", "trial_0/001", "trial_0/reinit"):
+        told = page.write_page([folder / part], folder / "report").warnings
+        assert not any(line.startswith("The chain") for line in told)
+
+
+def test_a_finished_run_below_another_is_named_and_not_called_absent(folder):
+    begin(folder, ["train.py"])
+    begin(folder / "fine", ["train.py"])
+    records.write_result(folder / "fine", known_result("fine") | {"selected_by": "accuracy"})
+    told = page.write_page([folder], folder / "report").warnings
+    assert f"1 below that are not shown: {folder}/fine; name them to see them." in told
+
+
+def test_a_run_that_is_called_as_seeds_would_be_is_no_trial_of_theirs(folder):
+    for name in ("digits", "digits__seed=0", "digits__seed=1"):
+        begin(folder / name, ["train.py"])
+    gathered = gather.gather([folder])
+    assert gathered.series == ["digits", "digits__seed=0", "digits__seed=1"]
+    assert any("digits: another run is called so" in line for line in gathered.warnings)
+
+
+def test_a_damaged_run_whose_result_counts_is_said_to_count(folder):
+    points = make_chain(folder, 1)
+    (points[1].folder / records.CONFIG).write_text("{")
+    told = gather.gather([folder]).warnings
+    assert any(line.endswith("; its result is whole and counts") for line in told)
+
+
+def test_a_last_window_whose_steps_all_overflowed_damages_nothing(folder):
+    points = make_chain(folder, 1)
+    own = {"skipped_steps": 3, "seen": 0}
+    rewrite(points[1].folder, records.RESULT, lambda r: r["scores"]["last"].update(train=own))
+    assert not gather.gather([folder]).warnings
+
+
 def test_a_chain_that_was_stopped_between_two_cycles_is_warned_of(folder):
     known = {"cycles": 4, "trials": 1, "arms": ["reinit"]}
     for point in make_chain(folder, 1):
@@ -260,7 +315,9 @@ def test_a_score_that_is_not_what_was_counted_is_damaged(folder):
     rewrite(points[1].folder, records.RESULT, lambda r: r["scores"]["best"]["test"].update(accuracy=0.5))
     gathered = gather.gather([folder])
     [told] = [line for line in gathered.warnings if "001" in line and "reinit" not in line]
-    assert "best: test accuracy 0.5 of 1118 of 1397" in told
+    assert told.endswith(
+        "result.json is damaged and left out: accuracy 0.5 of best on test is not its counts'"
+    )
     assert not next(r for r in gathered.shown if r.place.folder == points[1].folder).result
 
 
@@ -290,6 +347,14 @@ def test_chains_side_by_side_have_rewind_points_of_their_own(folder):
     written = page.write_page([folder / "a", folder / "b"], folder / "both")
     lanes = {r["lane"] for r in rows_of(data_of(written), "lineage") if r["x"] == -1}
     assert lanes == {"a rewind point", "b rewind point"}
+    for name in ("a", "b"):  # of one recipe up to there: one ticket in two places
+        records.write_result(folder / name, known_result("same"))
+        for cycle in ("000", "001"):
+            own = {"parents": {"matching": "same"}, "tickets": {"best": cycle, "last": cycle}}
+            rewrite(folder / name / cycle, records.RESULT, lambda r, own=own: r.update(own))
+    written = page.write_page([folder / "a", folder / "b"], folder / "both")
+    edges = [r for r in rows_of(data_of(written), "lineage") if r["kind"] == "matching"]
+    assert {(r["lane"], r["lane2"]) for r in edges} == {(f"{n} rewind point", f"{n} tickets") for n in "ab"}
 
 
 def test_of_two_pipelines_a_trial_shows_one_and_both_are_warned_of(folder):
@@ -416,6 +481,7 @@ def test_a_seed_is_its_trials_number_and_the_first_is_drawn(folder):
     gathered = gather.gather([folder])
     assert sorted(run.place.trial for run in gathered.shown) == [2, 10]
     assert gathered.firsts == {"rigl": 2}
+    assert [run.place.trial for run in gathered.shown] == [2, 10]
 
 
 def test_runs_of_unlike_recipes_are_never_averaged(folder):
@@ -469,7 +535,9 @@ def test_a_cycle_that_begins_just_now_is_not_damaged(folder):
 
 
 def known_result(digest):
-    scores = {when: {"test": {"accuracy": 0.5, "loss": 1.0}} for when in ("start", "best", "last")}
+    scores = {
+        when: {"test": {"accuracy": 0.5, "loss": 1.0, "seen": 2}} for when in ("start", "best", "last")
+    }
     counts = dict(kept=4, prunable=4, parameters=5, layers={"fc/kernel": [4, 4]})
     known = dict(selected_on="test", seed=0, steps=20, best_step=10, parents={}, **counts)
     return known | {"scores": scores, "tickets": {"best": digest, "last": digest}}
