@@ -116,7 +116,8 @@ def described(parts: Parts, wishes: Wishes, name: str) -> dict[str, Any]:
             f"{name} has {classes} classes: say which set it is of, --data_name=NAME, NAME one of "
             f"{sets}{f' (got {data})' if data else ''}, or --like=TICKET, one of the same network"
         )
-    first = next((t for t in parts.tensors.values() if t.ndim == 4), None)
+    firsts = (parts.tensors.get(f"{layer}.weight") for layer in ("conv1", "features.0", "convs.0"))
+    first = next((t for t in firsts if t is not None), None)
     if first is not None and first.shape[1] != known[1][-1]:
         raise Refusal(
             f"{name} takes images of {first.shape[1]} channels, those of {data} have {known[1][-1]}: "
