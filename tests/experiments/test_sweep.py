@@ -287,3 +287,11 @@ def test_what_is_no_time_is_refused(text):
 
 def test_eight_runs_of_which_one_is_killed_are_all_finished_by_the_same_command_again(tmp_path):
     check_swept(tmp_path, *swept(tmp_path, 4, "--jobs=2"))
+
+
+def test_without_submitit_a_sweep_is_refused_before_a_folder_is_made(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    one = sweeping.Sweep([f"--save={tmp_path / 's'}", f"--config={DIGITS}"], SCRIPTS, "")
+    with pytest.raises(Refusal, match="sweeps need submitit: pip install"):
+        one.run()
+    assert not (tmp_path / "s").exists()

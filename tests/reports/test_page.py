@@ -98,6 +98,19 @@ def test_sizes_of_weights_are_counted_by_octave():
     assert {o: n for o, n in zip(measure.OCTAVES, found, strict=True) if n} == {-1: 2, 0: 1, 1: 1}
 
 
+def test_bars_of_sizes_stand_on_their_octaves_and_are_closed(folder):
+    """A weight of 2 is in the octave from 1 to 2 of log2; all of the fixture's are."""
+    make_chain(folder, 1)
+    written = page.write_page([folder], folder / "report")
+    chart = next(c for c in written.charts if c.name == "weight_sizes")
+    assert chart.spec["spec"]["mark"]["interpolate"] == "step-after"
+    for when, least in (("before", 1.0), ("after", 0.3)):
+        rows = [r for r in chart.rows if r["when"] == when and r["cycle"] == 1]
+        assert [r["log2"] for r in rows] == [0, 1, 2]
+        assert [r["share"] > 0 for r in rows] == [False, True, False]
+        assert least <= rows[1]["share"] <= 1
+
+
 def test_judged_sets_stand_before_the_published_curve(folder):
     for point in make_chain(folder, 1):
         if not point.arm:
@@ -273,7 +286,8 @@ def test_a_damaged_run_whose_result_counts_is_said_to_count(folder):
 def test_a_last_window_whose_steps_all_overflowed_damages_nothing(folder):
     points = make_chain(folder, 1)
     own = {"skipped_steps": 3, "seen": 0}
-    rewrite(points[1].folder, records.RESULT, lambda r: r["scores"]["last"].update(train=own))
+    none = {"accuracy": 0.0, "correct": 0, "seen": 0}
+    rewrite(points[1].folder, records.RESULT, lambda r: r["scores"]["last"].update(train=own, other=none))
     assert not gather.gather([folder]).warnings
 
 
