@@ -101,14 +101,12 @@ def weight_rows(gathered: Gathered, masks: Mapping[int, Packed], reader: Reader)
                 continue
             shares = counts / counts[0].sum()
             there = np.flatnonzero(shares[0] > 1e-4)
-            around = range(
-                max(there[0] - 1, 0), min(there[-1] + 2, len(OCTAVES))
-            )  # an empty one at each end
+            ends = max(there[0] - 1, 0), min(there[-1] + 2, len(OCTAVES))  # with an empty one on each side
             rows += [
                 {"series": series, "cycle": runs[j].cycle, "when": when}
                 | {"log2": OCTAVES[place], "share": float(own[place])}
                 for when, own in zip(("before", "after"), shares, strict=True)
-                for place in around
+                for place in range(*ends)
             ]
     return rows
 
