@@ -111,7 +111,7 @@ class Plan(NamedTuple):
             self.seen[count] = [look_at(lowered) for lowered in self.lowered()]
         return self.seen[count]
 
-    def counted(self) -> list[Look]:
+    def all_turns(self) -> list[Look]:
         """The same with every turn of the loop over the batch's parts counted."""
         turns = [self.micro_batches, self.drawn.groups if self.drawn.groups > 1 else self.micro_batches]
         if max(turns[: len(self.steps())]) == 1:
@@ -182,7 +182,7 @@ def examine(config: Config, place: Place, source: Source, remedy: bool = False) 
     found = Found(config, place, mine.micro_batches, used, train, update, mine.evaluation(), None)
     if remedy and not found.fits:
         return found
-    train, update = (*mine.counted(), None)[:2]
+    train, update = (*mine.all_turns(), None)[:2]
     found = found._replace(train=train, update=update)
     return found if remedy else found._replace(overhead=overhead(mine, found, source))
 

@@ -89,7 +89,7 @@ def take_apart(content: Content) -> Parts:
 
 
 def classes_and_shape(data: str | None) -> tuple[int, tuple[int, ...]] | None:
-    """Of the images of a set of one kind, as its source says without them; None of any other."""
+    """How many classes a set has and what its images are, where its source says so without them."""
     return discovery.constant(giung2_ext.data.sources, data, "CLASSES_AND_SHAPE") if data else None
 
 
@@ -211,7 +211,7 @@ def put_masks(given: Arrays, onto: str, what: dict[str, Any], name: str) -> tick
             f"{name} keeps {gone:,} weights that {onto} has pruned: name the ticket that has them"
         )
     same = given.keys() <= pruned.keys()
-    given = {**pruned, **given}
+    given = {**pruned, **given}  # what they say nothing of stays pruned
     wanted = base.meta["prunable_rule"] if same else None
     params, masks, rule = fitting.assemble(trees.named_leaves(base.params), given, wanted, name)
     lineage = base.meta | {"parents": {"weights": base.digest}, "imported": what, "prunable_rule": rule}

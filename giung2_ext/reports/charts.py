@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from giung2_ext.reports.gather import Row
+from giung2_ext.reports.reading import Row
 from giung2_ext.reports.themes import DASHES, SHAPES, THEMES
 
 try:

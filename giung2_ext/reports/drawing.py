@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from giung2_ext.reports import charts, lottery, mask_charts, measure, published, results, summary
 from giung2_ext.reports.chain import Point
 from giung2_ext.reports.charts import Chart
-from giung2_ext.reports.gather import Gathered, Reader, Row
+from giung2_ext.reports.gather import Gathered
+from giung2_ext.reports.reading import Reader, Row
 from giung2_ext.reports.tables import SHIFTS, thinned
 from giung2_ext.storage import paths, records
 

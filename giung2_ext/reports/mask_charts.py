@@ -7,7 +7,8 @@ import numpy as np
 
 from giung2_ext.reports import charts, mask_history, measure, summary, tables, themes
 from giung2_ext.reports.charts import Chart
-from giung2_ext.reports.gather import Gathered, Reader, Row
+from giung2_ext.reports.gather import Gathered
+from giung2_ext.reports.reading import Reader, Row
 from giung2_ext.storage import records
 
 

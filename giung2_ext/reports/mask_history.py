@@ -17,7 +17,7 @@ from giung2_ext.core import accounting, trees
 from giung2_ext.core.errors import Refusal
 from giung2_ext.reports import charts, tables
 from giung2_ext.reports.charts import Chart
-from giung2_ext.reports.gather import Row, Run
+from giung2_ext.reports.reading import Row, Run
 from giung2_ext.storage import paths, records, tickets
 
 LEFT_OUT = 0.1  # of the energy

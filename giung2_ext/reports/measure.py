@@ -11,7 +11,8 @@ import numpy as np
 
 from giung2_ext.core.errors import Refusal
 from giung2_ext.reports import results, summary, tables
-from giung2_ext.reports.gather import Gathered, Reader, Row, Run
+from giung2_ext.reports.gather import Gathered
+from giung2_ext.reports.reading import Reader, Row, Run
 from giung2_ext.storage import leaves, predictions, records
 
 Packed = Mapping[str, np.ndarray]

@@ -16,7 +16,8 @@ from etils import epath
 from giung2_ext.core.errors import Refusal
 from giung2_ext.reports import drawing, gather, measure, summary, tables, themes, warnings
 from giung2_ext.reports.charts import Chart
-from giung2_ext.reports.gather import Gathered, Reader, Row
+from giung2_ext.reports.gather import Gathered
+from giung2_ext.reports.reading import Reader, Row
 from giung2_ext.storage import paths
 
 PAGE = "report.html"

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from giung2_ext.core import accounting
-from giung2_ext.reports.gather import Gathered, Row, Run
+from giung2_ext.reports.gather import Gathered
+from giung2_ext.reports.reading import Row, Run
 from giung2_ext.reports.tables import SHIFTS, Table, in_order, spread, weights_left
 
 

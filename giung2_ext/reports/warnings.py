@@ -34,19 +34,22 @@ def warnings(gathered: Gathered) -> list[str]:
     ]
 
 
-TOLD = ("seed", "start", "model.name", "data.name", "optim.ni", "evaluation.select_by")
-UNLIKE = {
-    "networks": lambda recipe: recipe["model"]["name"],
-    "sets of images": lambda recipe: recipe["data"]["name"],
-    "numbers of steps": lambda recipe: f"{recipe['optim']['ni']:,}",
-    "rules to select by": lambda recipe: recipe["evaluation"].get("select_by", "accuracy"),
+UNLIKE = {  # by the field of the recipe
+    "model.name": ("networks", lambda recipe: recipe["model"]["name"]),
+    "data.name": ("sets of images", lambda recipe: recipe["data"]["name"]),
+    "optim.ni": ("numbers of steps", lambda recipe: f"{recipe['optim']['ni']:,}"),
+    "evaluation.select_by": (
+        "rules to select by",
+        lambda recipe: recipe["evaluation"].get("select_by", "accuracy"),
+    ),
 }
+EXPECTED = ("seed", "start")  # to be other ones
 
 
 def likeness(gathered: Gathered) -> list[str]:
     """What sets several runs apart that are shown side by side."""
     lines = []
-    for what, read in UNLIKE.items():
+    for what, read in UNLIKE.values():
         found: dict[str, str] = {}
         for run in gathered.shown:
             recipe = run.stored.get("recipe") if isinstance(run.stored, Mapping) else None
@@ -57,7 +60,7 @@ def likeness(gathered: Gathered) -> list[str]:
             told = ", ".join(f"{name} {value}" for name, value in found.items())
             lines.append(f"The runs are of different {what}: {told}.")
     fields = [row["field"] for row in measure.recipe_rows(gathered) if measure.differs(row)]
-    others = [f for f in fields if f not in TOLD and f.partition(".")[0] not in TOLD]
+    others = [f for f in fields if f not in UNLIKE and f.partition(".")[0] not in EXPECTED]
     if others:
         more = f" and {len(others) - MOST} more" if len(others) > MOST else ""
         lines.append(f"The recipes differ in {', '.join(others[:MOST])}{more}: see Recipe.")

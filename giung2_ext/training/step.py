@@ -126,7 +126,7 @@ def make_gradients(
     consecutive. With `scale` the loss is scaled on the way back; the grads are unscaled, in float32. With
     `remat` only what convolutions and products give is kept for the way back, and the rest of it, of
     little arithmetic, is computed again. `unroll` is how many parts one turn of the loop takes, for those
-    who count: it changes no number.
+    who count what a program costs.
     """
 
     def loss(

@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from etils import epath
 from fakes import REPOSITORY, Stopped, dying_at, script_module
 
@@ -642,3 +643,13 @@ def test_hosts_that_read_different_files(good, tmp_path, monkeypatch):
     assert "fault: run: the processes of this job differ in what they read here" in job.said()
     assert "1 fault, " in job.said()
     assert "process 1: iter_000004.ckpt is not there here and " in job.said(1)
+
+
+def test_a_file_of_another_suite_that_cannot_be_taken_for_anything_need_not_be_damaged(tmp_path):
+    """It says what is missing, and not to throw the file away."""
+    place = epath.Path(tmp_path) / "net.safetensors"
+    place.write_bytes(safetensors.numpy.save({"unheard.of.weight": np.ones((3, 3), np.float32)}))
+    [found] = examination.examine(place).findings
+    assert found.text.startswith("it cannot be read as a ticket: ")
+    assert "no classifier; looked for fc.weight" in found.text
+    assert "restore" not in found.text

@@ -12,7 +12,7 @@ from etils import epath
 from PIL import Image
 
 from giung2_ext.core import masks as masking
-from giung2_ext.reports import chain, drawing, gather, report, summary
+from giung2_ext.reports import chain, drawing, gather, reading, report, summary
 from giung2_ext.storage import paths, predictions, records, tickets
 
 SHAPES = {"fc": (30, 20), "cls": (20, 4)}
@@ -71,7 +71,7 @@ def contents(folder):
 
 def drawn(folder):
     """The charts of a folder by name."""
-    gathered, reader = gather.gather([folder]), gather.Reader()
+    gathered, reader = gather.gather([folder]), reading.Reader()
     rows, judged = summary.cycle_rows(gathered), summary.judged_rows(gathered)
     found = {chart.name: chart for chart in drawing.draw(gathered, rows, judged, reader)}
     assert reader.warnings == []

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from giung2_ext.core.errors import Refusal
-from giung2_ext.reports import gather, mask_charts, mask_history, report
+from giung2_ext.reports import gather, mask_charts, mask_history, reading, report
 from giung2_ext.storage import paths, records, tickets
 
 SHAPES = {"a": (12, 10), "b": (3, 3, 4, 6), "cls": (10, 5)}
@@ -165,7 +165,7 @@ def test_of_the_seeds_of_a_sweep_the_first_is_drawn(tmp_path):
     root = epath.Path(tmp_path)
     for seed, updates in ((4, 7), (3, 5)):
         write_run(root / f"set__seed={seed}", updates)
-    layers, _ = mask_charts.masks_over_time(gather.gather([root]), gather.Reader())
+    layers, _ = mask_charts.masks_over_time(gather.gather([root]), reading.Reader())
     assert {row["panel"] for row in layers.rows} == {"set"}
     assert max(row["step"] for row in layers.rows) == 50
 

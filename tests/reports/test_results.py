@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from giung2_ext.reports import chain, gather, measure, page, report, results, tables
+from giung2_ext.reports import chain, gather, measure, page, reading, report, results, tables
 from giung2_ext.storage import paths, records, tickets
 
 PLACES = [
@@ -189,7 +189,7 @@ def test_masks_are_those_of_the_ticket_that_was_selected(tmp_path):
     tickets.name_ticket(folder / "000", paths.best("accuracy"), path)
     [point] = chain.read_chain(folder)
     gathered = gather.gather([folder])
-    [masks] = measure.masks_of(gathered, gather.Reader()).values()
+    [masks] = measure.masks_of(gathered, reading.Reader()).values()
     assert sum(int(np.bitwise_count(mask).sum()) for mask in masks.values()) == point.result["kept"]
     make_run(folder / "001", 2, selected_by="accuracy")
     result = records.read_result(folder / "001")
